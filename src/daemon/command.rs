@@ -1,0 +1,150 @@
+//! What the bus asks of the engine, and what it is answered. The only things that cross between the two threads,
+//! beside the published views.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use crate::model::{Error, ErrorKind, ExitStatus, KillAnswer, KillMode, LimitUpdate, Rule, RunId, Wall};
+
+/// Who asks, as the kernel gave it with the connection.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    /// Their uid.
+    pub uid: u32,
+    /// Their name, or the uid again.
+    pub user: String,
+    /// Their process, by pidfd; none where the connection could not give one.
+    pub pidfd: Option<Arc<OwnedFd>>,
+}
+
+/// What a run is to be started with. Every byte string is without NUL and of bounded length (the bus checks).
+#[derive(Debug, Clone, Default)]
+pub struct LaunchRequest {
+    /// The workflow; none is `default`.
+    pub workflow: Option<String>,
+    /// A name for people.
+    pub name: Option<String>,
+    /// The command and its arguments; not empty.
+    pub argv: Vec<Vec<u8>>,
+    /// The whole environment, as `KEY=VALUE`. For a detached run only, and never stored.
+    pub env: Vec<Vec<u8>>,
+    /// The working directory, absolute.
+    pub cwd: Vec<u8>,
+    /// Limits named for this run.
+    pub limits: LimitUpdate,
+}
+
+/// A request.
+#[derive(Debug)]
+pub enum Command {
+    /// Contain a gated child of the caller: a foreground run, which lives and dies with the caller.
+    Attach {
+        /// What is behind the gate.
+        request: LaunchRequest,
+        /// Its pidfd.
+        child: OwnedFd,
+    },
+    /// Start a detached run.
+    Start {
+        /// What to start.
+        request: LaunchRequest,
+    },
+    /// The client that started a foreground run has reaped its main process.
+    ReportExit {
+        /// The run.
+        run: RunId,
+        /// What `waitid` said.
+        status: ExitStatus,
+    },
+    /// End a run. Answered once the intent is on record, not when the run is over.
+    Kill {
+        /// The run.
+        run: RunId,
+        /// How.
+        mode: KillMode,
+        /// Why, in the caller's words.
+        text: String,
+    },
+    /// Give a timer of a run more time.
+    Extend {
+        /// The run.
+        run: RunId,
+        /// Which timer.
+        rule: Rule,
+        /// How much longer.
+        by: Duration,
+    },
+    /// Pause a run.
+    Freeze(RunId),
+    /// Let it go on.
+    Thaw(RunId),
+    /// Read everything about one live run anew, and publish it.
+    Refresh(RunId),
+    /// Read the configuration anew, whole or not at all.
+    Reload,
+    /// Stop the instance; live runs go on and the next instance takes them up.
+    Stop,
+}
+
+/// What a request is answered with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// Attach and Start: the run is contained, and its gate may open or is open.
+    Run(RunId),
+    /// Kill.
+    Kill(KillAnswer),
+    /// Extend: when the timer now ends the run.
+    Deadline(Wall),
+    /// Done.
+    Done,
+}
+
+/// A request on its way.
+#[derive(Debug)]
+pub struct Envelope {
+    /// What is asked.
+    pub command: Command,
+    /// Who asks.
+    pub caller: Caller,
+    /// Where the answer goes. Dropped unanswered only if the engine is gone.
+    pub reply: oneshot::Sender<Result<Answer, Error>>,
+}
+
+/// The bus's end of the command channel.
+#[derive(Clone)]
+pub struct Commands {
+    sender: mpsc::SyncSender<Envelope>,
+    wake: Arc<dyn Fn() + Send + Sync>,
+}
+
+/// How many requests may wait for the engine. Beyond it, callers are refused rather than kept.
+const WAITING: usize = 4096;
+
+impl Commands {
+    /// A channel; `wake` makes the engine's poller return.
+    pub fn new(wake: Arc<dyn Fn() + Send + Sync>) -> (Self, mpsc::Receiver<Envelope>) {
+        let (sender, receiver) = mpsc::sync_channel(WAITING);
+        (Self { sender, wake }, receiver)
+    }
+
+    /// Asks, and waits for the answer.
+    pub async fn ask(&self, command: Command, caller: Caller) -> Result<Answer, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.sender.try_send(Envelope { command, caller, reply }).map_err(|e| match e {
+            mpsc::TrySendError::Full(_) => {
+                Error::new(ErrorKind::LimitExceeded, format!("{WAITING} requests are waiting already: try again"))
+            }
+            mpsc::TrySendError::Disconnected(_) => stopping(),
+        })?;
+        (self.wake)();
+        answer.await.unwrap_or_else(|_| Err(stopping()))
+    }
+}
+
+fn stopping() -> Error {
+    Error::new(ErrorKind::Unavailable, "the instance is stopping: run the command again, which starts the next one")
+}

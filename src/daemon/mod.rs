@@ -1,0 +1,4 @@
+//! The instance: wiring of engine, kernel, store and bus.
+
+pub mod command;
+pub mod published;

@@ -1,0 +1,128 @@
+//! What the engine publishes: a view of every live run and of the ones that finished lately, and the instance's own
+//! state. The engine writes, the bus reads; nobody waits for the other longer than it takes to copy a pointer.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use tokio::sync::oneshot;
+
+use crate::model::{Health, RunId, RunView};
+
+/// How many finished runs are kept at hand for waiters; older ones are in the store.
+const RECENT: usize = 256;
+
+/// The instance's own state.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct InstanceView {
+    /// Critical while the audit cannot be written.
+    pub health: Health,
+    /// Why it is not healthy.
+    pub reasons: Vec<String>,
+    /// Kills begun since this instance started.
+    pub kills_total: u64,
+    /// Runs accepted since this instance started.
+    pub runs_total: u64,
+    /// Where the cgroups of runs are made.
+    pub subtree: String,
+}
+
+/// The published state.
+#[derive(Default)]
+pub struct Published {
+    live: RwLock<BTreeMap<RunId, Arc<RunView>>>,
+    recent: RwLock<VecDeque<Arc<RunView>>>,
+    waiting: Mutex<HashMap<RunId, Vec<oneshot::Sender<Arc<RunView>>>>>,
+    instance: RwLock<InstanceView>,
+}
+
+/// What is known of a run's end.
+pub enum Ending {
+    /// It is over.
+    Finished(Arc<RunView>),
+    /// It is live; this will tell.
+    Pending(oneshot::Receiver<Arc<RunView>>),
+    /// It is neither live nor lately finished: ask the store.
+    Unknown,
+}
+
+impl Published {
+    /// Every live run, by id.
+    pub fn live(&self) -> Vec<Arc<RunView>> {
+        read(&self.live).values().cloned().collect()
+    }
+
+    /// The number of live runs.
+    pub fn active(&self) -> usize {
+        read(&self.live).len()
+    }
+
+    /// A run that is live or finished lately.
+    pub fn run(&self, id: RunId) -> Option<Arc<RunView>> {
+        let live = read(&self.live).get(&id).cloned();
+        live.or_else(|| read(&self.recent).iter().find(|v| v.spec.id == id).cloned())
+    }
+
+    /// The end of a run, now or later.
+    pub fn ending(&self, id: RunId) -> Ending {
+        // The lock on the waiters is held over the look at the runs: finish() takes it before it moves a run.
+        let mut waiting = lock(&self.waiting);
+        match self.run(id) {
+            None => Ending::Unknown,
+            Some(view) if view.outcome.is_some() && view.finished_at.is_some() => Ending::Finished(view),
+            Some(_) => {
+                let (sender, receiver) = oneshot::channel();
+                let senders = waiting.entry(id).or_default();
+                senders.retain(|s: &oneshot::Sender<_>| !s.is_closed());
+                senders.push(sender);
+                Ending::Pending(receiver)
+            }
+        }
+    }
+
+    /// The instance's own state.
+    pub fn instance(&self) -> InstanceView {
+        read(&self.instance).clone()
+    }
+
+    /// Publishes a live run.
+    pub fn put(&self, view: RunView) {
+        write(&self.live).insert(view.spec.id, Arc::new(view));
+    }
+
+    /// Publishes the end of a run, and tells those who wait for it.
+    pub fn finish(&self, view: RunView) {
+        let id = view.spec.id;
+        let view = Arc::new(view);
+        let mut waiting = lock(&self.waiting);
+        {
+            let mut recent = write(&self.recent);
+            recent.push_back(view.clone());
+            if recent.len() > RECENT {
+                recent.pop_front();
+            }
+        }
+        write(&self.live).remove(&id);
+        for sender in waiting.remove(&id).unwrap_or_default() {
+            // A waiter that gave up is no concern of ours.
+            let _ = sender.send(view.clone());
+        }
+    }
+
+    /// Publishes the instance's own state.
+    pub fn put_instance(&self, view: InstanceView) {
+        *write(&self.instance) = view;
+    }
+}
+
+// A panic while a lock was held cannot leave these maps half-changed in a way that matters: they are views.
+fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn lock<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
+    lock.lock().unwrap_or_else(PoisonError::into_inner)
+}

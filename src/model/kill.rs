@@ -1,0 +1,265 @@
+//! Kills and their proof.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Rule, RunId, Wall, human_duration};
+
+/// How a run is ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KillMode {
+    /// SIGTERM, the grace period, then `cgroup.kill`.
+    Graceful,
+    /// `cgroup.kill` at once.
+    Force,
+}
+
+impl KillMode {
+    /// The name in D-Bus and output.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            KillMode::Graceful => "graceful",
+            KillMode::Force => "force",
+        }
+    }
+}
+
+impl fmt::Display for KillMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for KillMode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "graceful" => Ok(KillMode::Graceful),
+            "force" => Ok(KillMode::Force),
+            _ => Err(format!(
+                "{:?} is not a kill mode: use graceful or force",
+                text.chars().take(40).collect::<String>()
+            )),
+        }
+    }
+}
+
+/// Why a run is ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum KillReason {
+    /// A limit was reached.
+    Limit {
+        /// Which.
+        rule: Rule,
+        /// The time it allowed, extensions included.
+        allowed: Duration,
+    },
+    /// Somebody asked for it.
+    Requested {
+        /// In their words; may be empty.
+        text: String,
+    },
+    /// The client of a foreground run is gone, and a cancelled job leaves nothing.
+    ClientGone,
+    /// The main process exited and left others behind.
+    Leftovers,
+    /// A launch that did not complete: its process never executed the command.
+    LaunchIncomplete,
+}
+
+impl KillReason {
+    /// The short name in the database and for scripts.
+    pub fn code(&self) -> &'static str {
+        match self {
+            KillReason::Limit { rule, .. } => rule.as_str(),
+            KillReason::Requested { .. } => "requested",
+            KillReason::ClientGone => "client_gone",
+            KillReason::Leftovers => "leftovers",
+            KillReason::LaunchIncomplete => "launch_incomplete",
+        }
+    }
+}
+
+impl fmt::Display for KillReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            KillReason::Limit { rule, allowed } => write!(f, "{rule} of {} is over", human_duration(*allowed)),
+            KillReason::Requested { text } if text.is_empty() => f.write_str("asked for, without a reason"),
+            KillReason::Requested { text } => f.write_str(text),
+            KillReason::ClientGone => f.write_str("its client is gone"),
+            KillReason::Leftovers => f.write_str("its main process exited and left others behind"),
+            KillReason::LaunchIncomplete => f.write_str("its launch did not complete"),
+        }
+    }
+}
+
+/// Who did something.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Actor {
+    /// The instance itself, by rule.
+    Guardian,
+    /// A user of the host.
+    User {
+        /// Their uid, as the kernel gave it with the connection.
+        uid: u32,
+        /// Their name, or the uid again where it has none.
+        name: String,
+    },
+}
+
+impl Actor {
+    /// The uid, where it is a user.
+    pub fn uid(&self) -> Option<u32> {
+        match self {
+            Actor::Guardian => None,
+            Actor::User { uid, .. } => Some(*uid),
+        }
+    }
+}
+
+impl fmt::Display for Actor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Actor::Guardian => f.write_str("guardian"),
+            Actor::User { name, .. } => f.write_str(name),
+        }
+    }
+}
+
+/// The answer to a kill request: the one kill that the run has, whoever asked first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KillAnswer {
+    /// The run.
+    pub run: RunId,
+    /// `force` once anyone has asked for it.
+    pub mode: KillMode,
+    /// The reason of the first request.
+    pub reason: KillReason,
+    /// Who asked first.
+    pub actor: Actor,
+    /// When the first request came.
+    pub requested_at: Wall,
+}
+
+/// What was done in a kill.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StepKind {
+    /// The intent is on durable record.
+    IntentRecorded,
+    /// The store did not answer in time: the intent went to the journal queue and the kill goes on.
+    IntentNotRecorded,
+    /// SIGTERM and SIGCONT were sent to every process.
+    Terminated,
+    /// A later request asked for force.
+    Escalated,
+    /// `cgroup.kill` was written, or its fallback was done.
+    Killed,
+    /// 60 s after `cgroup.kill` the cgroup was not empty.
+    Unkillable,
+    /// The kernel says that the cgroup is empty.
+    Emptied,
+    /// The instance was restarted during the kill and took it up again.
+    Resumed,
+}
+
+impl StepKind {
+    /// The name in D-Bus and output.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            StepKind::IntentRecorded => "intent_recorded",
+            StepKind::IntentNotRecorded => "intent_not_recorded",
+            StepKind::Terminated => "terminated",
+            StepKind::Escalated => "escalated",
+            StepKind::Killed => "killed",
+            StepKind::Unkillable => "unkillable",
+            StepKind::Emptied => "emptied",
+            StepKind::Resumed => "resumed",
+        }
+    }
+}
+
+/// One step of a kill.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Step {
+    /// What was done.
+    pub kind: StepKind,
+    /// When, for people.
+    pub at: Wall,
+    /// When, in microseconds since the kill was requested.
+    pub elapsed_usec: u64,
+    /// Processes concerned: signalled, or present when `cgroup.kill` was written.
+    pub processes: u32,
+}
+
+/// A process as it was seen when evidence was taken.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessSeen {
+    /// Its pid in the instance's PID namespace.
+    pub pid: u32,
+    /// Its parent.
+    pub ppid: u32,
+    /// Its name (`comm`), escaped for a terminal by whoever shows it.
+    pub name: String,
+    /// Its state letter as in `/proc/PID/stat`: R, S, D, T, Z, …
+    pub state: char,
+    /// The kernel function it waits in, where the kernel tells.
+    pub wchan: Option<String>,
+}
+
+/// The proof of a kill.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Receipt {
+    /// The run.
+    pub run: RunId,
+    /// How it was ended.
+    pub mode: KillMode,
+    /// Why.
+    pub reason: KillReason,
+    /// Who asked.
+    pub actor: Actor,
+    /// When the kill was requested.
+    pub requested_at: Wall,
+    /// From request to empty, in microseconds.
+    pub duration_usec: u64,
+    /// Every step, in order.
+    pub steps: Vec<Step>,
+    /// Processes that were sent SIGTERM.
+    pub terminated: u32,
+    /// Processes still there when `cgroup.kill` was written.
+    pub killed: u32,
+    /// Processes left in the run's cgroup. A receipt is written when the kernel says that it is empty, so this is 0;
+    /// for a run whose cgroup was lost it says what was last known.
+    pub survivors: u32,
+    /// The processes as they were just before the first signal; at most 64.
+    pub processes: Vec<ProcessSeen>,
+    /// How many there were in all at that moment.
+    pub processes_total: u32,
+}
+
+impl fmt::Display for Receipt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.mode {
+            KillMode::Graceful => write!(f, "SIGTERM to {}, ", processes(self.terminated))?,
+            KillMode::Force if self.terminated > 0 => write!(f, "SIGTERM to {}, forced, ", processes(self.terminated))?,
+            KillMode::Force => {}
+        }
+        match self.steps.iter().any(|s| s.kind == StepKind::Killed) {
+            true => write!(f, "cgroup.kill of {}, ", processes(self.killed))?,
+            false => f.write_str("no cgroup.kill needed, ")?,
+        }
+        let survivors = if self.survivors == 1 { "survivor" } else { "survivors" };
+        write!(f, "{} {survivors}, {}", self.survivors, human_duration(Duration::from_micros(self.duration_usec)))
+    }
+}
+
+fn processes(n: u32) -> String {
+    if n == 1 { "1 process".to_owned() } else { format!("{n} processes") }
+}

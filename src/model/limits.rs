@@ -1,0 +1,154 @@
+//! Limits: the rules of the configuration that a run is held to, and the resources it may use.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// A rule that can warn about a run or end it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rule {
+    /// The run was not ready in time.
+    InitTimeout,
+    /// The run took longer than it may in all.
+    MaxRuntime,
+    /// The main process exited and left processes in the cgroup.
+    Leftovers,
+    /// The run was killed and its cgroup is still not empty after 60 s.
+    Unkillable,
+}
+
+impl Rule {
+    /// The rules that are timers of a run and can be extended.
+    pub const TIMERS: [Rule; 2] = [Rule::InitTimeout, Rule::MaxRuntime];
+
+    /// The name in configuration, D-Bus and output.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Rule::InitTimeout => "init_timeout",
+            Rule::MaxRuntime => "max_runtime",
+            Rule::Leftovers => "leftovers",
+            Rule::Unkillable => "unkillable",
+        }
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Rule {
+    type Err = String;
+
+    /// Reads the name of a timer: the only rules that a caller can name.
+    fn from_str(text: &str) -> Result<Self, String> {
+        Rule::TIMERS.into_iter().find(|r| r.as_str() == text).ok_or_else(|| {
+            let known = Rule::TIMERS.map(Rule::as_str).join(", ");
+            format!(
+                "{:?} is not a limit that can be extended: use one of {known}",
+                text.chars().take(40).collect::<String>()
+            )
+        })
+    }
+}
+
+/// What makes a run ready, which ends its initialization.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Readiness {
+    /// Its first written output: a byte in the log of a detached run, a write by any of its processes otherwise.
+    #[default]
+    Output,
+    /// Ready as soon as the command is executed.
+    Exec,
+}
+
+impl Readiness {
+    /// The name in configuration, D-Bus and output.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Readiness::Output => "output",
+            Readiness::Exec => "exec",
+        }
+    }
+}
+
+impl FromStr for Readiness {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "output" => Ok(Readiness::Output),
+            "exec" => Ok(Readiness::Exec),
+            _ => Err(format!("{:?} is not a readiness: use output or exec", text.chars().take(40).collect::<String>())),
+        }
+    }
+}
+
+/// The limits of one run, resolved from defaults, workflow and command line. `None` is off.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Time from launch until the run is ready.
+    pub init_timeout: Option<Duration>,
+    /// Total time of the run.
+    pub max_runtime: Option<Duration>,
+    /// Time between SIGTERM and `cgroup.kill`.
+    pub grace: Duration,
+    /// What ends initialization.
+    pub readiness: Readiness,
+    /// What the kernel holds the run to.
+    pub resources: Resources,
+}
+
+/// Limits that the kernel enforces through cgroup controllers. `None` is no limit.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resources {
+    /// `memory.max`, in bytes.
+    pub memory_max_bytes: Option<u64>,
+    /// `pids.max`, in tasks (threads count).
+    pub tasks_max: Option<u64>,
+    /// `cpu.max`, in percent of one core (200 is two cores).
+    pub cpu_max_percent: Option<u32>,
+}
+
+/// Limits that a caller named for one run; what is `None` comes from the workflow. `Some(None)` is `off`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LimitUpdate {
+    /// See [`Limits::init_timeout`].
+    pub init_timeout: Option<Option<Duration>>,
+    /// See [`Limits::max_runtime`].
+    pub max_runtime: Option<Option<Duration>>,
+    /// See [`Limits::grace`].
+    pub grace: Option<Duration>,
+    /// See [`Limits::readiness`].
+    pub readiness: Option<Readiness>,
+    /// See [`Resources::memory_max_bytes`].
+    pub memory_max_bytes: Option<Option<u64>>,
+    /// See [`Resources::tasks_max`].
+    pub tasks_max: Option<Option<u64>>,
+    /// See [`Resources::cpu_max_percent`].
+    pub cpu_max_percent: Option<Option<u32>>,
+}
+
+impl Limits {
+    /// These limits with what the update names put in their place.
+    pub fn with(mut self, update: &LimitUpdate) -> Self {
+        fn put<T: Copy>(field: &mut T, value: Option<T>) {
+            if let Some(value) = value {
+                *field = value;
+            }
+        }
+        put(&mut self.init_timeout, update.init_timeout);
+        put(&mut self.max_runtime, update.max_runtime);
+        put(&mut self.grace, update.grace);
+        put(&mut self.readiness, update.readiness);
+        put(&mut self.resources.memory_max_bytes, update.memory_max_bytes);
+        put(&mut self.resources.tasks_max, update.tasks_max);
+        put(&mut self.resources.cpu_max_percent, update.cpu_max_percent);
+        self
+    }
+}

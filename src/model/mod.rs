@@ -1,0 +1,22 @@
+//! The vocabulary as types: runs, phases, limits, kills, receipts, outcomes, audit events and named errors.
+//!
+//! Owns what these words mean and how they are spelt for people and machines. Touches nothing: no clock, no file, no
+//! bus, no kernel. Everything else imports this room; it imports nothing of the crate.
+
+mod error;
+mod event;
+mod id;
+mod kill;
+mod limits;
+mod run;
+mod time;
+
+pub use error::{Error, ErrorKind};
+pub use event::{AuditEvent, AuditRow, EventKind};
+pub use id::{InvalidRunId, RunId};
+pub use kill::{Actor, KillAnswer, KillMode, KillReason, ProcessSeen, Receipt, Step, StepKind};
+pub use limits::{LimitUpdate, Limits, Readiness, Resources, Rule};
+pub use run::{
+    CgroupIdentity, Containment, ExitStatus, Health, HealthReason, Outcome, Phase, ProcessId, RunSpec, RunView, Usage,
+};
+pub use time::{Mono, Now, Wall, human_duration, parse_duration};

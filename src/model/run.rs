@@ -1,0 +1,301 @@
+//! Runs: what they are started with, where they are, how they ended, and the view of them that everyone is shown.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::{KillReason, Limits, Receipt, Rule, RunId, Wall};
+
+/// A process that can be told from a later one with the same pid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ProcessId {
+    /// The pid in the instance's PID namespace.
+    pub pid: u32,
+    /// Field 22 of `/proc/PID/stat`: clock ticks since boot. With the boot id it names one process for ever.
+    pub start_ticks: u64,
+}
+
+/// A cgroup that can be told from a later one at the same path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CgroupIdentity {
+    /// The directory, absolute.
+    pub path: PathBuf,
+    /// Its inode, which cgroup2 does not reuse within a boot.
+    pub inode: u64,
+}
+
+/// What a run is started with; it does not change afterwards, but for extended limits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunSpec {
+    /// Its id.
+    pub id: RunId,
+    /// The named kind it belongs to; `default` where the caller named none.
+    pub workflow: String,
+    /// A name for people.
+    pub name: Option<String>,
+    /// The command and its arguments, as text for people.
+    pub command: Vec<String>,
+    /// The working directory, as text for people.
+    pub cwd: String,
+    /// The owner.
+    pub uid: u32,
+    /// The owner's name, or the uid again.
+    pub user: String,
+    /// The process that executes the command: the gated child until the gate opens.
+    pub main: Option<ProcessId>,
+    /// The client that a foreground run lives and dies with; none for a detached run.
+    pub client: Option<ProcessId>,
+    /// What it is held to.
+    pub limits: Limits,
+    /// The file that holds its output, for a detached run.
+    pub log: Option<PathBuf>,
+}
+
+/// Where a run is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Accepted; not yet contained.
+    Starting,
+    /// The command is executed; not yet ready.
+    Initializing,
+    /// Ready.
+    Running,
+    /// Being ended: SIGTERM and the grace period.
+    Stopping,
+    /// Being ended: `cgroup.kill`, until the cgroup is empty.
+    Killing,
+    /// Over. Final.
+    Finished,
+}
+
+impl Phase {
+    /// Every phase, in order.
+    pub const ALL: [Phase; 6] =
+        [Phase::Starting, Phase::Initializing, Phase::Running, Phase::Stopping, Phase::Killing, Phase::Finished];
+
+    /// The name in D-Bus and output.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Phase::Starting => "starting",
+            Phase::Initializing => "initializing",
+            Phase::Running => "running",
+            Phase::Stopping => "stopping",
+            Phase::Killing => "killing",
+            Phase::Finished => "finished",
+        }
+    }
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// How a run is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Health {
+    /// Nothing to say.
+    #[default]
+    Healthy,
+    /// A limit is near, or something is odd.
+    Warning,
+    /// It needs a person.
+    Critical,
+}
+
+impl Health {
+    /// The name in D-Bus and output.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Health::Healthy => "healthy",
+            Health::Warning => "warning",
+            Health::Critical => "critical",
+        }
+    }
+}
+
+impl fmt::Display for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// One reason why a run is not healthy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthReason {
+    /// The rule that says so.
+    pub rule: Rule,
+    /// How bad it is.
+    pub level: Health,
+    /// A sentence for a person.
+    pub text: String,
+    /// Since when.
+    pub since: Wall,
+}
+
+/// How the main process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExitStatus {
+    /// It called exit with this code, 0 to 255.
+    Exited(i32),
+    /// This signal ended it.
+    Signaled(i32),
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum Outcome {
+    /// The main process exited by itself.
+    Exited {
+        /// Its code, 0 to 255.
+        code: i32,
+    },
+    /// The main process was ended by a signal that was not ours.
+    Signaled {
+        /// The signal's number.
+        signal: i32,
+    },
+    /// Guardian ended it.
+    Killed {
+        /// Why.
+        reason: KillReason,
+    },
+    /// The kernel's OOM killer ended the main process.
+    Oom,
+    /// It is over, and how it ended is not known.
+    Lost {
+        /// Why it is not known.
+        why: String,
+    },
+}
+
+impl Outcome {
+    /// The short name in the database and for scripts.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Outcome::Exited { .. } => "exited",
+            Outcome::Signaled { .. } => "signaled",
+            Outcome::Killed { .. } => "killed",
+            Outcome::Oom => "oom",
+            Outcome::Lost { .. } => "lost",
+        }
+    }
+
+    /// The exit status of `guardian run` and `guardian wait`: the command's own; 128 and the signal; 124 when a limit
+    /// ended it; 137 when it was killed, by us or for memory; 125 when nobody knows.
+    pub const fn exit_status(&self) -> i32 {
+        match self {
+            Outcome::Exited { code } => *code,
+            Outcome::Signaled { signal } => 128 + *signal,
+            Outcome::Killed { reason: KillReason::Limit { .. } } => 124,
+            Outcome::Killed { .. } | Outcome::Oom => 137,
+            Outcome::Lost { .. } => 125,
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Outcome::Exited { code } => write!(f, "exited({code})"),
+            Outcome::Signaled { signal } => write!(f, "signaled({signal})"),
+            Outcome::Killed { reason } => write!(f, "killed({reason})"),
+            Outcome::Oom => f.write_str("oom"),
+            Outcome::Lost { why } => write!(f, "lost({why})"),
+        }
+    }
+}
+
+/// What contains a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Containment {
+    /// A cgroup2 directory of its own.
+    Cgroupfs,
+}
+
+impl Containment {
+    /// The name in D-Bus and output.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Containment::Cgroupfs => "cgroupfs",
+        }
+    }
+}
+
+/// What a run uses, as last read. `None` where the kernel does not tell.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// CPU time of all its processes, ended ones too: `usage_usec` of `cpu.stat`.
+    pub cpu_usec: Option<u64>,
+    /// Memory: `memory.current` or, without the controller, the resident memory of its processes summed from /proc.
+    pub memory_bytes: Option<u64>,
+    /// Tasks (threads): `pids.current` or, without the controller, the number of its processes.
+    pub tasks: Option<u64>,
+}
+
+/// A run as everyone is shown it, live or finished.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunView {
+    /// What it was started with.
+    pub spec: RunSpec,
+    /// Where it is.
+    pub phase: Phase,
+    /// How it is doing.
+    pub health: Health,
+    /// Why it is not healthy.
+    pub reasons: Vec<HealthReason>,
+    /// What contains it.
+    pub containment: Containment,
+    /// Its cgroup, once it has one.
+    pub cgroup: Option<CgroupIdentity>,
+    /// It is frozen: paused for inspection.
+    pub frozen: bool,
+    /// When it was accepted.
+    pub created_at: Wall,
+    /// When its process was seen in its cgroup, just before the command was executed.
+    pub started_at: Option<Wall>,
+    /// When it became ready.
+    pub ready_at: Option<Wall>,
+    /// When it was over.
+    pub finished_at: Option<Wall>,
+    /// When its timers will end it, extensions included.
+    pub deadlines: Vec<(Rule, Wall)>,
+    /// How it ended, once it did.
+    pub outcome: Option<Outcome>,
+    /// The kill's proof, if there was one and it is done.
+    pub receipt: Option<Receipt>,
+    /// What it uses.
+    pub usage: Usage,
+    /// What could not be done as asked, in sentences: a limit that nothing here can enforce.
+    pub notices: Vec<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn an_outcome_gives_the_exit_status_that_scripts_expect() {
+        let limit = KillReason::Limit { rule: Rule::MaxRuntime, allowed: Duration::from_secs(3) };
+        let cases = [
+            (Outcome::Exited { code: 7 }, 7),
+            (Outcome::Signaled { signal: 11 }, 139),
+            (Outcome::Killed { reason: limit }, 124),
+            (Outcome::Killed { reason: KillReason::ClientGone }, 137),
+            (Outcome::Oom, 137),
+            (Outcome::Lost { why: "the host was rebooted".into() }, 125),
+        ];
+        for (outcome, status) in cases {
+            assert_eq!(outcome.exit_status(), status, "{outcome}");
+        }
+    }
+}
