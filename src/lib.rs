@@ -2,6 +2,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod daemon;
+pub mod engine;
 pub mod failpoint;
 pub mod kernel;
 pub mod model;

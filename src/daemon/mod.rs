@@ -1,4 +1,6 @@
 //! The instance: wiring of engine, kernel, store and bus.
 
 pub mod command;
+pub mod driver;
 pub mod published;
+pub mod recovery;

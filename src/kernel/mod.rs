@@ -3,10 +3,13 @@
 //! Owns the readers of cgroup2 and /proc, pidfds, the clock and the poller, and the trait [`Kernel`] behind which the
 //! real host and the simulated one are the same to the engine's driver. Decides nothing: no rule, no deadline, no retry.
 
+pub mod sim;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::model::{CgroupIdentity, ExitStatus, Now, ProcessId, ProcessSeen, Resources, RunId, Usage};
+pub use crate::model::Evidence;
+use crate::model::{CgroupIdentity, ExitStatus, Now, ProcessId, Resources, RunId, Usage};
 
 /// Why the kernel would not do something. `Gone` and `Busy` are events more than errors.
 #[derive(Debug, thiserror::Error)]
@@ -58,15 +61,6 @@ pub struct Created<C> {
     pub cgroup: C,
     /// Limits that nothing here can enforce, in sentences.
     pub notices: Vec<String>,
-}
-
-/// The processes of a run, as evidence.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Evidence {
-    /// At most 64 of them, lowest pid first.
-    pub processes: Vec<ProcessSeen>,
-    /// How many there were.
-    pub total: u32,
 }
 
 /// The part that a watched process has in its run.
@@ -132,6 +126,8 @@ pub trait Kernel {
     fn process_id(&self, process: &Self::Process) -> ProcessId;
     /// Lets a gated process execute its command; an error says why it could not (`execve` failed). Not gated: nothing.
     fn open_gate(&mut self, process: &mut Self::Process) -> Result<(), KernelError>;
+    /// Closes the gate of a gated process unopened: it exits and executes nothing. Not gated: nothing.
+    fn close_gate(&mut self, process: &mut Self::Process);
     /// Moves the process into the cgroup and checks in /proc that it is there.
     fn attach(&mut self, cgroup: &Self::Cgroup, process: &Self::Process) -> Result<(), KernelError>;
     /// How a process that has exited ended: reaped if it is our child, else asked of the pidfd (Linux 6.15+), else none.
