@@ -15,6 +15,7 @@ use crate::model::{Answer, AuditEvent, Error, ErrorKind, Phase, RunId, RunView};
 use crate::store::{Batch, Write};
 
 use super::published::{Published, UsageCell};
+use super::recovery::Saved;
 
 /// Evidence is taken between the intent and the first signal: it must not hold up the kill.
 const EVIDENCE_BUDGET: Duration = Duration::from_millis(250);
@@ -65,6 +66,7 @@ pub struct Driver<K: Kernel, R: Recorder> {
     tickets: HashMap<u64, Ticket>,
     last_number: u64,
     next_full_read: Option<RunId>,
+    boot_id: String,
     /// What the store could not take, in order. Bounded by the number of live runs: without a record none is launched.
     backlog: VecDeque<Batch>,
 }
@@ -73,6 +75,7 @@ impl<K: Kernel, R: Recorder> Driver<K, R> {
     /// A driver without runs.
     pub fn new(kernel: K, recorder: R, engine: Engine, published: Arc<Published>) -> Self {
         Self {
+            boot_id: kernel.boot_id(),
             kernel,
             recorder,
             engine,
@@ -263,6 +266,7 @@ impl<K: Kernel, R: Recorder> Driver<K, R> {
         let usage = |view: &RunView| self.held.get(&view.spec.id).map(|h| h.usage.get()).unwrap_or_default();
         let run = run.map(|(view, state)| {
             let usage = usage(&view);
+            let state = state.map(|state| Saved::text(&self.boot_id, &state));
             Write::Run { view: Box::new(RunView { usage, ..view }), state }
         });
         let writes = run

@@ -2,5 +2,6 @@
 
 pub mod command;
 pub mod driver;
+pub mod journal;
 pub mod published;
 pub mod recovery;

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use tokio::sync::oneshot;
 
@@ -80,7 +80,11 @@ pub struct Published {
     recent: RwLock<VecDeque<Arc<RunView>>>,
     waiting: Mutex<HashMap<RunId, Vec<oneshot::Sender<Arc<RunView>>>>>,
     instance: RwLock<InstanceView>,
+    on_finish: OnceLock<FinishHook>,
 }
+
+/// Is told of every run that is over, on the engine's thread: it must not block.
+pub type FinishHook = Box<dyn Fn(&RunView) + Send + Sync>;
 
 /// What is known of a run's end.
 pub enum Ending {
@@ -127,6 +131,11 @@ impl Published {
         }
     }
 
+    /// Sets who is told of every run that is over; the first one stays.
+    pub fn on_finish(&self, hook: FinishHook) {
+        let _ = self.on_finish.set(hook);
+    }
+
     /// The instance's own state.
     pub fn instance(&self) -> InstanceView {
         read(&self.instance).clone()
@@ -150,6 +159,9 @@ impl Published {
             }
         }
         write(&self.live).remove(&id);
+        if let Some(hook) = self.on_finish.get() {
+            hook(&view);
+        }
         for sender in waiting.remove(&id).unwrap_or_default() {
             // A waiter that gave up is no concern of ours.
             let _ = sender.send(view.clone());

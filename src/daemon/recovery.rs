@@ -29,12 +29,25 @@ pub struct Recovered {
     pub left_alone: Vec<String>,
 }
 
-/// Takes up every run. `same_boot` says whether the record was written in this boot; `rebuild` makes a run of a
-/// directory that carries our mark and has no record, or none if the record says that the run is over.
+/// The engine's state of a run as it is kept: with the boot that its pids, inodes and monotonic times belong to.
+#[derive(Debug, serde::Deserialize)]
+pub struct Saved {
+    boot: String,
+    run: Run,
+}
+
+impl Saved {
+    /// The text that is kept; `run` is JSON already.
+    pub fn text(boot: &str, run: &str) -> String {
+        format!("{{\"boot\":{},\"run\":{run}}}", serde_json::Value::from(boot))
+    }
+}
+
+/// Takes up every run. `rebuild` makes a run of a directory that carries our mark and has no record, or none if the
+/// record says that the run is over.
 pub fn recover<K: Kernel, R: Recorder>(
     driver: &mut Driver<K, R>,
     known: Vec<Known>,
-    same_boot: bool,
     rebuild: &mut dyn FnMut(&mut K, RunId) -> Option<Run>,
 ) -> Recovered {
     let mut result = Recovered::default();
@@ -47,7 +60,10 @@ pub fn recover<K: Kernel, R: Recorder>(
         let id = view.spec.id;
         unknown.remove(&id);
         // A record that this version cannot read still says that the cgroup is ours.
-        let run = serde_json::from_str(&state).unwrap_or_else(|_| Run::unrecorded(view.spec, driver.kernel.now()));
+        let (run, same_boot) = match serde_json::from_str::<Saved>(&state) {
+            Ok(saved) => (saved.run, saved.boot == driver.kernel.boot_id()),
+            Err(_) => (Run::unrecorded(view.spec, driver.kernel.now()), true),
+        };
         adopt(driver, run, same_boot);
         result.adopted.push(id);
     }

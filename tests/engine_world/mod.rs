@@ -438,7 +438,7 @@ impl Bench {
             let live = d.runs.values().filter_map(|(view, state)| Some((view.clone(), state.clone()?)));
             live.map(|(view, state)| Known { view, state }).collect::<Vec<_>>()
         });
-        recover(&mut self.driver, known, !rebooted, &mut |_, _| None);
+        recover(&mut self.driver, known, &mut |_, _| None);
     }
 
     fn check(&mut self) {
