@@ -20,7 +20,7 @@ use super::recovery::Saved;
 /// Evidence is taken between the intent and the first signal: it must not hold up the kill.
 const EVIDENCE_BUDGET: Duration = Duration::from_millis(250);
 /// How many runs are read in full at each sample, in turn. Reading /proc for all of 1,000 would cost 2 % of a core.
-const FULL_READS: usize = 16;
+const TURN: usize = 16;
 
 /// Where records go.
 pub trait Recorder {
@@ -67,6 +67,9 @@ pub struct Driver<K: Kernel, R: Recorder> {
     last_number: u64,
     next_full_read: Option<RunId>,
     boot_id: String,
+    next_capped: Option<RunId>,
+    stale: Vec<K::Cgroup>,
+    totals: (u64, u64),
     /// What the store could not take, in order. Bounded by the number of live runs: without a record none is launched.
     backlog: VecDeque<Batch>,
 }
@@ -86,6 +89,9 @@ impl<K: Kernel, R: Recorder> Driver<K, R> {
             tickets: HashMap::new(),
             last_number: 0,
             next_full_read: None,
+            next_capped: None,
+            stale: Vec::new(),
+            totals: (0, 0),
             backlog: VecDeque::new(),
         }
     }
@@ -120,6 +126,17 @@ impl<K: Kernel, R: Recorder> Driver<K, R> {
     fn number(&mut self) -> u64 {
         self.last_number += 1;
         self.last_number
+    }
+
+    /// Runs accepted and kills begun so far.
+    pub fn totals(&self) -> (u64, u64) {
+        self.totals
+    }
+
+    /// Puts an event on record that is about no run.
+    pub fn audit(&mut self, event: AuditEvent) {
+        self.record(Record { audit: vec![event], ..Record::default() });
+        self.drain();
     }
 
     /// Takes in an event and does everything that follows from it.
@@ -258,6 +275,11 @@ impl<K: Kernel, R: Recorder> Driver<K, R> {
             Some(Ticket::Finish(_)) => "finish.empty",
             None => "",
         });
+        match ticket {
+            Some(Ticket::Launch(_)) => self.totals.0 += 1,
+            Some(Ticket::Kill(_)) => self.totals.1 += 1,
+            _ => {}
+        }
         let number = ticket.map(|ticket| {
             let number = self.number();
             self.tickets.insert(number, ticket);
@@ -283,15 +305,28 @@ impl<K: Kernel, R: Recorder> Driver<K, R> {
         self.queue.extend(refused.into_iter().map(Event::NotRecorded));
     }
 
-    /// Gives the store what it could not take before. True if nothing is left.
-    pub fn flush(&mut self) -> bool {
+    /// Removes the cgroup of a run that was over before this instance began, now or at a later turn.
+    pub fn discard(&mut self, cgroup: K::Cgroup) {
+        if matches!(self.kernel.remove(&cgroup), Err(KernelError::Busy { .. })) {
+            self.stale.push(cgroup);
+        }
+    }
+
+    /// Does what could not be done before: gives the store what it had no room for, removes what was still in use.
+    pub fn catch_up(&mut self) {
+        for cgroup in std::mem::take(&mut self.stale) {
+            self.discard(cgroup);
+        }
+        self.flush();
+    }
+
+    fn flush(&mut self) {
         while let Some(batch) = self.backlog.pop_front() {
             if let Err(batch) = self.recorder.submit(batch) {
                 self.backlog.push_front(batch);
-                return false;
+                return;
             }
         }
-        true
     }
 
     fn contain(&mut self, run: RunId) {
@@ -364,8 +399,8 @@ impl<K: Kernel, R: Recorder> Driver<K, R> {
         self.published.finish(RunView { usage, ..view });
     }
 
-    /// Reads the counters of all runs, and some of them in full.
-    pub fn sample(&mut self) {
+    /// Reads the counters of all runs, some of them in full, and keeps some logs to their size.
+    pub fn sample(&mut self, log_max_bytes: u64) {
         for held in self.held.values() {
             if let Some(cgroup) = &held.cgroup
                 && let Ok(usage) = self.kernel.sample(cgroup)
@@ -373,18 +408,27 @@ impl<K: Kernel, R: Recorder> Driver<K, R> {
                 held.usage.update(usage);
             }
         }
-        for id in self.next_full_reads() {
-            self.refresh(id);
+        let (turn, next) = self.turn(self.next_full_read);
+        self.next_full_read = next;
+        turn.into_iter().for_each(|id| self.refresh(id));
+        let (turn, next) = self.turn(self.next_capped);
+        self.next_capped = next;
+        for id in turn {
+            if let Some(log) = self.engine.run(id).and_then(|r| r.spec.log.as_deref()) {
+                // A log that cannot be cut stays too large; `doctor` and the disk's own alarms tell.
+                let _ = self.kernel.cap_log(log, log_max_bytes);
+            }
         }
     }
 
-    /// The runs whose turn it is to be read in full.
-    fn next_full_reads(&mut self) -> Vec<RunId> {
-        let from = self.next_full_read.unwrap_or(RunId::from_bytes([0; 6]));
-        let turn: Vec<RunId> =
-            self.held.range(from..).chain(self.held.range(..from)).map(|(id, _)| *id).take(FULL_READS + 1).collect();
-        self.next_full_read = turn.get(FULL_READS).copied();
-        turn.into_iter().take(FULL_READS).collect()
+    /// The next few runs after this one, round and round, and where the following turn begins.
+    fn turn(&self, from: Option<RunId>) -> (Vec<RunId>, Option<RunId>) {
+        let from = from.unwrap_or(RunId::from_bytes([0; 6]));
+        let around = self.held.range(from..).chain(self.held.range(..from));
+        let mut turn: Vec<RunId> = around.map(|(id, _)| *id).take(TURN + 1).collect();
+        let next = turn.get(TURN).copied();
+        turn.truncate(TURN);
+        (turn, next)
     }
 
     /// Reads one run in full.

@@ -23,7 +23,7 @@ pub struct Known {
 pub struct Recovered {
     /// Runs taken up, or closed because nothing is left of them.
     pub adopted: Vec<RunId>,
-    /// Directories in our subtree that are empty and of runs that are over: removed.
+    /// Directories in our subtree that are empty and of runs that are over: removed, or about to be.
     pub removed: Vec<RunId>,
     /// What could not be understood or proved to be ours, in sentences: left alone.
     pub left_alone: Vec<String>,
@@ -129,9 +129,8 @@ fn adopt_directory<K: Kernel, R: Recorder>(
     };
     match driver.kernel.populated(&cgroup) {
         Ok(false) => {
-            if driver.kernel.remove(&cgroup).is_ok() {
-                result.removed.push(id);
-            }
+            driver.discard(cgroup);
+            result.removed.push(id);
         }
         Ok(true) => match rebuild(&mut driver.kernel, id) {
             Some(run) => {

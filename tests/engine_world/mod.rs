@@ -144,6 +144,7 @@ pub struct Bench {
     ends: BTreeMap<RunId, RunView>,
     checked_acts: usize,
     stuck_intents: BTreeSet<RunId>,
+    asked: Vec<Answers>,
     last_id: u8,
 }
 
@@ -169,6 +170,7 @@ impl Bench {
             ends: BTreeMap::new(),
             checked_acts: 0,
             stuck_intents: BTreeSet::new(),
+            asked: Vec::new(),
             last_id: 0,
         }
     }
@@ -355,6 +357,7 @@ impl Bench {
         self.driver.handle(Event::Kill { run, mode, text: "because".into(), actor: me(), reply });
         self.turn();
         let answer = answers.lock().unwrap().first().cloned();
+        self.asked.push(answers);
         answer.unwrap_or_else(|| Err(Error::internal("not answered yet")))
     }
 
@@ -393,7 +396,7 @@ impl Bench {
             let rest = notices.is_empty() && recorded.is_empty();
             notices.into_iter().for_each(|n| self.driver.notice(n));
             recorded.into_iter().for_each(|(ticket, ok)| self.driver.recorded(ticket, ok));
-            self.driver.flush();
+            self.driver.catch_up();
             self.driver.handle(Event::Tick);
             self.check();
             let rest = rest && self.disk(|d| d.notices.is_empty());
@@ -422,6 +425,7 @@ impl Bench {
         self.ends.retain(|id, _| committed.contains(id));
         let mut world = self.world.borrow_mut();
         world.forget_watches();
+        self.asked.clear();
         let dying: Vec<u32> =
             world.processes.iter().filter(|(_, p)| rebooted || (p.gated && p.ours)).map(|(pid, _)| *pid).collect();
         dying.into_iter().for_each(|pid| world.end(pid, ExitStatus::Signaled(9)));
@@ -532,7 +536,7 @@ impl Bench {
         for id in self.runs.iter().map(|k| k.id).collect::<Vec<_>>() {
             let _ = self.kill(id, KillMode::Graceful);
         }
-        self.pass(Duration::from_secs(200));
+        (0..200).for_each(|_| self.pass(Duration::from_secs(1)));
         assert_eq!(self.driver.engine().runs().count(), 0, "every run is accounted for");
         let finished =
             |id: RunId| self.disk(|d| d.runs.get(&id).map(|(view, state)| (view.outcome.is_some(), state.is_none())));
@@ -544,7 +548,11 @@ impl Bench {
             self.disk(|d| d.audit.iter().filter(|(_, e)| e.run == Some(id) && e.kind == EventKind::RunFinished).count())
         };
         assert!(self.runs.iter().all(|k| finishes(k.id) <= 1), "one terminal outcome in the audit");
+        assert!(self.asked.iter().all(|a| a.lock().unwrap().len() == 1), "every request is answered, once");
         let world = self.world.borrow();
+        for known in self.runs.iter().filter(|k| k.inode.is_some()) {
+            assert_ne!(world.cgroups.get(&known.id).copied(), known.inode, "the cgroup of a finished run is removed");
+        }
         assert!(self.runs.iter().filter_map(|k| k.inode).all(|inode| world.living(inode).count() == 0), "no orphans");
     }
 
