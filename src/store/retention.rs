@@ -131,6 +131,7 @@ fn cut(tx: &Connection, scope: Scope) -> rusqlite::Result<Option<(Link, i64)>> {
     let mut statement = tx.prepare_cached("SELECT seq, time_usec, hash, kind FROM events ORDER BY seq LIMIT ?1")?;
     let mut rows = statement.query([STEP])?;
     let mut last = None;
+    let mut count = 0;
     let mut worthwhile = false;
     while let Some(row) = rows.next()? {
         let time: i64 = row.get(1)?;
@@ -138,10 +139,12 @@ fn cut(tx: &Connection, scope: Scope) -> rusqlite::Result<Option<(Link, i64)>> {
             break;
         }
         last = Some((Link { seq: row.get(0)?, hash: row.get(2)? }, time));
+        count += 1;
         worthwhile |= row.get::<_, String>(3)? != EventKind::AuditPruned.as_str();
     }
-    // Removing only the notes about earlier removals would write a new note each time, for ever.
-    Ok(last.filter(|_| worthwhile))
+    // Removing only the notes about earlier removals would write a new note each time, for ever; but a whole step of
+    // them goes, or they would stand before what comes after them.
+    Ok(last.filter(|_| worthwhile || count == STEP))
 }
 
 fn cut_log(tx: &Connection, link: Link, runs: usize, now: Wall) -> rusqlite::Result<AuditRow> {

@@ -103,6 +103,19 @@ fn notes_about_removals_alone_do_not_make_a_new_note() {
 }
 
 #[test]
+fn many_notes_in_a_row_do_not_shield_what_comes_after_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let note = |n| match event(n) {
+        Write::Audit(event) => Write::Audit(AuditEvent { kind: EventKind::AuditPruned, ..event }),
+        other => other,
+    };
+    write(dir.path(), (1..=1100).map(note).chain((1101..=1200).map(event)));
+    let mut conn = open(dir.path()).into_connection();
+    prune(&mut conn, aged(DAY), at(10 * DAY));
+    assert!(count(&conn, "events") <= 3);
+}
+
+#[test]
 fn what_takes_too_much_room_goes_oldest_first_and_the_file_shrinks() {
     let dir = tempfile::tempdir().unwrap();
     let killed = |n| Outcome::Killed { reason: KillReason::Requested { text: "x".repeat(n as usize % 100) } };

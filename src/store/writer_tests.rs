@@ -1,9 +1,11 @@
+use std::io::Write as _;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Mutex;
 
 use super::*;
 use crate::store::testing::{FOR_EVER, batch, event, intent, open, run_id, write_finished, write_live};
-use crate::store::{Reader, Verification, Write};
+use crate::store::{Reader, Store, Verification, Write};
 
 fn ticketed(n: u32) -> Batch {
     Batch { writes: vec![event(n), Write::KillIntent(intent(n))], ticket: Some(u64::from(n)) }
@@ -137,6 +139,70 @@ fn a_full_disk_loses_nothing_and_is_told_once() {
     assert_eq!(rows(&reader), 101);
 }
 
+/// A filesystem of 2 MiB, unmounted at the end.
+struct Tmpfs(tempfile::TempDir);
+
+impl Tmpfs {
+    fn mount() -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=2m", "tmpfs"]).arg(dir.path()).status();
+        mounted.is_ok_and(|status| status.success()).then(|| Self(dir))
+    }
+
+    fn fill(&self) {
+        let mut file = File::create(self.0.path().join("filler")).unwrap();
+        while file.write_all(&[0; 512]).is_ok() {}
+    }
+
+    fn free(&self) {
+        std::fs::remove_file(self.0.path().join("filler")).unwrap();
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
+    }
+}
+
+#[test]
+fn a_filesystem_without_space_is_trouble_until_there_is_some() {
+    let Some(disk) = Tmpfs::mount() else {
+        assert!(std::env::var_os("CI").is_none(), "CI must be able to mount a tmpfs");
+        eprintln!("NOT RUN: a tmpfs cannot be mounted here");
+        return;
+    };
+    let dir = disk.0.path().join("state");
+    let (writer, reader, notices) = start(&dir);
+    writer.submit(ticketed(1)).unwrap();
+    assert_eq!(next(&notices), Notice::Recorded(1));
+    disk.fill();
+    for n in 2..=400 {
+        writer.submit(ticketed(n)).unwrap();
+    }
+    let mut seen = Vec::new();
+    while !matches!(seen.last(), Some(Notice::Troubled(_))) {
+        seen.push(next(&notices));
+    }
+    assert!(matches!(&seen[seen.len() - 2], Notice::Failed(_, why) if why.contains("free space")), "{seen:?}");
+    disk.free();
+    while seen.last() != Some(&Notice::Recovered) {
+        seen.push(next(&notices));
+    }
+    assert_eq!(seen.iter().filter(|notice| matches!(notice, Notice::Recorded(_))).count(), 399);
+    assert_eq!(rows(&reader), 400);
+    writer.stop().unwrap();
+    drop(reader);
+
+    // A database on a full disk may be refused. It is not damaged.
+    disk.fill();
+    if let Ok(opened) = Store::open(&dir) {
+        assert_eq!(opened.set_aside, None);
+    }
+    disk.free();
+    assert_eq!(rows(&open(&dir).reader().unwrap()), 400);
+}
+
 #[test]
 fn a_held_database_is_trouble_until_it_is_let_go() {
     let dir = tempfile::tempdir().unwrap();
@@ -212,6 +278,11 @@ fn retention_runs_at_the_start_and_tells_the_journal() {
 #[ignore = "measures this disk"]
 fn commit_latency() {
     let dir = tempfile::tempdir_in(".").unwrap();
+    let resident = || {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        status.lines().find(|line| line.starts_with("VmRSS")).unwrap().to_owned()
+    };
+    println!("before: {}", resident());
     let (writer, _reader, notices) = start(dir.path());
     let mut times: Vec<_> = (0..2000)
         .map(|n| {
@@ -223,6 +294,7 @@ fn commit_latency() {
         .collect();
     times.sort();
     println!("submit to Recorded: p50 {:?}, p99 {:?}, max {:?}", times[1000], times[1980], times[1999]);
+    println!("one by one: {}", resident());
     let begun = Instant::now();
     let mut sent = 0;
     while sent < 20_000 {
@@ -233,4 +305,5 @@ fn commit_latency() {
     }
     writer.stop().unwrap();
     println!("20,000 batches: {:?}", begun.elapsed());
+    println!("after the burst: {}", resident());
 }
