@@ -1,6 +1,7 @@
 //! Guardian runs workflows on Linux and never lets one get stuck or leave anything behind.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+pub mod config;
 pub mod daemon;
 pub mod engine;
 pub mod failpoint;
