@@ -4,5 +4,6 @@
 pub mod daemon;
 pub mod failpoint;
 pub mod kernel;
+pub mod launch;
 pub mod model;
 pub mod store;

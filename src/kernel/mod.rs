@@ -3,6 +3,16 @@
 //! Owns the readers of cgroup2 and /proc, pidfds, the clock and the poller, and the trait [`Kernel`] behind which the
 //! real host and the simulated one are the same to the engine's driver. Decides nothing: no rule, no deadline, no retry.
 
+pub mod cgroup;
+pub mod clock;
+mod errno;
+pub mod evidence;
+pub mod kill;
+pub mod mount;
+pub mod pidfd_info;
+pub mod poll;
+pub mod process;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
