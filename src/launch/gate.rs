@@ -277,7 +277,9 @@ mod tests {
         // The fourth is the directory that ls itself has open.
         assert_eq!(lines.by_ref().take(4).collect::<Vec<_>>(), ["0", "1", "2", "3"], "{log}");
         for line in lines {
-            assert!(line.ends_with("\t0000000000000000"), "{line}");
+            let mask = u64::from_str_radix(line.rsplit('\t').next().unwrap(), 16).unwrap();
+            // Signals 32 and 33 are the C library's own and stay as whoever started the tests left them.
+            assert_eq!(mask & !(3 << 31), 0, "{line}");
         }
     }
 
