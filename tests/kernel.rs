@@ -72,7 +72,7 @@ impl Rig {
     fn launch(&mut self, script: &str) -> (RunId, HostCgroup, HostProcess) {
         let (run, cgroup) = self.cgroup();
         let exec = self.exec(&["sh", "-c", script], &cgroup);
-        let mut main = self.host.spawn(&exec).unwrap();
+        let mut main = self.host.spawn_into(&exec, &cgroup).unwrap();
         self.host.attach(&cgroup, &main).unwrap();
         self.host.watch_process(run, Role::Main, &main).unwrap();
         self.host.watch_cgroup(run, &cgroup).unwrap();
@@ -252,6 +252,21 @@ fn the_command_runs_contained_and_its_counters_and_output_are_seen() {
     assert!(matches!(rig.host.remove(&cgroup), Err(KernelError::Busy { .. })));
     rig.host.kill(&cgroup).unwrap();
     rig.until_empty(&cgroup, |_, _| {});
+    rig.remove(&cgroup);
+}
+
+#[test]
+fn a_child_can_begin_in_its_cgroup() {
+    let Some(mut rig) = Rig::new(false) else { return };
+    let (_, cgroup) = rig.cgroup();
+    let exec = rig.exec(&["sh", "-c", "cat /proc/self/cgroup; exit 3"], &cgroup);
+    let mut main = rig.host.spawn_into(&exec, &cgroup).unwrap();
+    assert_eq!(rig.host.populated(&cgroup).unwrap(), kernel_is_at_least(5, 7));
+    rig.host.attach(&cgroup, &main).unwrap();
+    rig.host.open_gate(&mut main).unwrap();
+    until("it exits", || rig.host.exit_status(&main) == Some(ExitStatus::Exited(3)));
+    let name = rig.host.identity(&cgroup).path;
+    assert!(rig.log().trim().ends_with(name.file_name().unwrap().to_str().unwrap()));
     rig.remove(&cgroup);
 }
 

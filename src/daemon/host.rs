@@ -4,7 +4,7 @@
 //! Decides nothing.
 
 use std::cell::{Cell, OnceCell, RefCell};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -203,6 +203,19 @@ impl Host {
         })
     }
 
+    fn launch(&self, exec: &Exec, cgroup: Option<BorrowedFd<'_>>) -> Result<HostProcess, KernelError> {
+        self.reap_orphans();
+        let (pidfd, id, gate) = gate::detached(exec, self.nofile, cgroup)?.into_parts();
+        Ok(HostProcess {
+            pidfd: Arc::new(pidfd),
+            id,
+            gate,
+            orphans: Some(self.orphans.clone()),
+            status: Cell::new(None),
+            watch: RefCell::default(),
+        })
+    }
+
     fn reap_orphans(&self) {
         let mut orphans = self.orphans.lock().unwrap_or_else(PoisonError::into_inner);
         orphans.retain(|pidfd| matches!(process::reap(&**pidfd), Ok(None)));
@@ -261,16 +274,12 @@ impl Kernel for Host {
     }
 
     fn spawn(&mut self, exec: &Exec) -> Result<HostProcess, KernelError> {
-        self.reap_orphans();
-        let (pidfd, id, gate) = gate::detached(exec, self.nofile)?.into_parts();
-        Ok(HostProcess {
-            pidfd: Arc::new(pidfd),
-            id,
-            gate,
-            orphans: Some(self.orphans.clone()),
-            status: Cell::new(None),
-            watch: RefCell::default(),
-        })
+        self.launch(exec, None)
+    }
+
+    fn spawn_into(&mut self, exec: &Exec, cgroup: &HostCgroup) -> Result<HostProcess, KernelError> {
+        cgroup.dir.verify()?;
+        self.launch(exec, Some(cgroup.dir.as_fd()))
     }
 
     fn open_process(&mut self, id: ProcessId) -> Result<HostProcess, KernelError> {

@@ -195,15 +195,19 @@ impl Subtree {
             true => Err(KernelError::Gone { what: what() }),
             false => Ok(()),
         };
+        let wanted = self.name_of(cgroup)?;
         // cgroup.procs takes a number and nothing else. Alive before and after the write, the process kept its pid in
-        // between, so the number was its own.
+        // between, so the number was its own. One that began its life in the cgroup need not be moved.
         alive()?;
-        cgroup.write("cgroup.procs", &id.pid.to_string())?;
-        alive()?;
+        if process::cgroup(id.pid)? != wanted {
+            cgroup.write("cgroup.procs", &id.pid.to_string())?;
+        }
+        let found = process::cgroup(id.pid)?;
         if process::stat(id.pid)?.start_ticks != id.start_ticks {
             return Err(KernelError::NotOurs { what: what(), why: "it started at another time".into() });
         }
-        let (found, wanted) = (process::cgroup(id.pid)?, self.name_of(cgroup)?);
+        // Last, so that all of the above was read of this process and not of a later one with its pid.
+        alive()?;
         match found == wanted {
             true => Ok(()),
             false => Err(KernelError::NotOurs {

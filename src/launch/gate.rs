@@ -15,7 +15,7 @@
 
 use std::ffi::{CString, OsStr};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 use std::time::Duration;
@@ -146,12 +146,12 @@ impl Gated {
 /// the client starts any thread.
 pub fn foreground(argv: &[Vec<u8>]) -> Result<Gated, KernelError> {
     let env = std::env::vars_os().map(|(key, value)| [key.as_bytes(), b"=", value.as_bytes()].concat()).collect();
-    launch(argv, env, None)
+    launch(argv, env, None, None)
 }
 
 /// Starts a command behind a gate for a detached run: a session of its own, nothing of the caller's but the umask.
-/// `nofile` are the limits of open descriptors to give it.
-pub fn detached(exec: &Exec, nofile: Option<(u64, u64)>) -> Result<Gated, KernelError> {
+/// `nofile` are the limits of open descriptors to give it. Where the kernel can do so, it begins in `cgroup`.
+pub fn detached(exec: &Exec, nofile: Option<(u64, u64)>, cgroup: Option<BorrowedFd<'_>>) -> Result<Gated, KernelError> {
     let open = |path: &Path, flags: OFlags| {
         rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR).map_err(|e| KernelError::Io {
             op: "open",
@@ -166,10 +166,15 @@ pub fn detached(exec: &Exec, nofile: Option<(u64, u64)>) -> Result<Gated, Kernel
         cwd: open(Path::new(OsStr::from_bytes(&exec.cwd)), OFlags::PATH | OFlags::DIRECTORY)?,
         nofile,
     };
-    launch(&exec.argv, exec.env.clone(), Some(detached))
+    launch(&exec.argv, exec.env.clone(), Some(detached), cgroup)
 }
 
-fn launch(argv: &[Vec<u8>], env: Vec<Vec<u8>>, detached: Option<Detached>) -> Result<Gated, KernelError> {
+fn launch(
+    argv: &[Vec<u8>],
+    env: Vec<Vec<u8>>,
+    detached: Option<Detached>,
+    cgroup: Option<BorrowedFd<'_>>,
+) -> Result<Gated, KernelError> {
     let failed = |op: &'static str| move |e: Errno| KernelError::Io { op, what: "a child".into(), source: e.into() };
     let command = argv.first().map(|c| String::from_utf8_lossy(c).into_owned()).unwrap_or_default();
     let path = env.iter().find_map(|e| e.strip_prefix(b"PATH=")).unwrap_or(DEFAULT_PATH);
@@ -184,6 +189,7 @@ fn launch(argv: &[Vec<u8>], env: Vec<Vec<u8>>, detached: Option<Detached>) -> Re
         report: reports,
         parents_ends: [entrance.as_raw_fd(), report.as_raw_fd()],
         detached,
+        cgroup: cgroup.map(|fd| fd.as_raw_fd()),
     };
     let pid = fork_gated(&plan).map_err(failed("fork"))?;
     // Ours until we reap it: the pid cannot be another's. The plan is dropped with the child's ends.
@@ -247,7 +253,7 @@ mod tests {
     }
 
     fn run(dir: &Path, argv: &[&str]) -> (ExitStatus, String) {
-        let mut gated = detached(&exec(dir, argv), None).unwrap();
+        let mut gated = detached(&exec(dir, argv), None, None).unwrap();
         gated.open(None).unwrap();
         (reaped(&gated), fs::read_to_string(dir.join("log")).unwrap())
     }
@@ -286,7 +292,7 @@ mod tests {
     #[test]
     fn a_closed_gate_executes_nothing() {
         let tmp = tempfile::tempdir().unwrap();
-        let gated = detached(&exec(tmp.path(), &["touch", "executed"]), None).unwrap();
+        let gated = detached(&exec(tmp.path(), &["touch", "executed"]), None, None).unwrap();
         let (pidfd, id, gate) = gated.into_parts();
         drop(gate);
         let gated = Gated { pidfd, id, command: String::new(), gate: None };
@@ -297,8 +303,8 @@ mod tests {
     #[test]
     fn a_gate_is_not_kept_open_by_a_child_forked_later() {
         let tmp = tempfile::tempdir().unwrap();
-        let first = detached(&exec(tmp.path(), &["true"]), None).unwrap();
-        let mut second = detached(&exec(tmp.path(), &["true"]), None).unwrap();
+        let first = detached(&exec(tmp.path(), &["true"]), None, None).unwrap();
+        let mut second = detached(&exec(tmp.path(), &["true"]), None, None).unwrap();
         let (pidfd, id, gate) = first.into_parts();
         drop(gate);
         let first = Gated { pidfd, id, command: String::new(), gate: None };
@@ -314,7 +320,7 @@ mod tests {
             ("no-such-command", "command not found: no-such-command", 127),
             ("/etc", "cannot execute /etc: Permission denied (os error 13)", 126),
         ] {
-            let mut gated = detached(&exec(tmp.path(), &[argv]), None).unwrap();
+            let mut gated = detached(&exec(tmp.path(), &[argv]), None, None).unwrap();
             let error = gated.open(None).unwrap_err();
             assert_eq!((error.to_string().as_str(), error.exit_status()), (expected, status));
             assert_eq!(reaped(&gated), ExitStatus::Exited(status));
@@ -335,7 +341,7 @@ mod tests {
     fn a_directory_that_does_not_exist_fails_before_anything_is_forked() {
         let tmp = tempfile::tempdir().unwrap();
         let exec = Exec { cwd: b"/no/such/directory".to_vec(), ..exec(tmp.path(), &["true"]) };
-        let error = detached(&exec, None).unwrap_err().to_string();
+        let error = detached(&exec, None, None).unwrap_err().to_string();
         assert!(error.contains("/no/such/directory"), "{error}");
     }
 
