@@ -193,6 +193,7 @@ killed_whole! {
         "mkdir $CG/a; sleep 600 & echo $! > $CG/a/cgroup.procs; echo 1 > $CG/a/cgroup.freeze";
     a_process_in_a_threaded_sub_cgroup: 3,
         "mkdir $CG/a; echo threaded > $CG/a/cgroup.type; sleep 600 & echo $! > $CG/a/cgroup.procs";
+    a_run_that_makes_its_own_root_threaded: 3, "sleep 600 & echo threaded > $CG/cgroup.type; sleep 600 &";
     a_fork_storm: 150,
         "for i in $(seq 150); do sleep 600 & done; for i in 1 2 3 4; do (while :; do sh -c :; sleep 0 & done) & done";
 }
@@ -365,6 +366,38 @@ fn a_run_is_found_again_by_inode_or_by_mark() {
     rig.remove(&cgroup);
     assert!(matches!(rig.host.reopen(run, Some(identity.inode)), Err(KernelError::Gone { .. })));
     assert_eq!(rig.host.list().unwrap(), []);
+}
+
+/// Its second half runs in a process of its own, since it moves itself.
+#[test]
+fn an_instance_moves_out_of_the_run_that_it_was_started_in() {
+    const NAME: &str = "an_instance_moves_out_of_the_run_that_it_was_started_in";
+    const OPTIONS: &str = "GUARDIAN_TEST_MOVES";
+    if let Some(key) = std::env::var_os(OPTIONS) {
+        let base = mount::find().unwrap().mount_point.join("guardian-tests");
+        let options = HostOptions { base: Some(base), ..HostOptions::new(key.into_string().unwrap()) };
+        let (host, _) = Host::new(options).unwrap();
+        let cgroup = process::cgroup(std::process::id()).unwrap();
+        assert!(host.subtree().join("instance").ends_with(cgroup.strip_prefix("/").unwrap()), "{cgroup:?}");
+        return;
+    }
+    let Some(mut rig) = Rig::new(false) else { return };
+    let (run, cgroup) = rig.cgroup();
+    let key = rig.host.subtree().file_name().unwrap().to_str().unwrap().to_owned();
+    let test = std::env::current_exe().unwrap();
+    let argv = ["env", &format!("{OPTIONS}={key}"), test.to_str().unwrap(), "--exact", NAME, "--nocapture"];
+    let exec = rig.exec(&argv, &cgroup);
+    let mut main = rig.host.spawn(&exec).unwrap();
+    rig.host.attach(&cgroup, &main).unwrap();
+    rig.host.open_gate(&mut main).unwrap();
+    let mut status = None;
+    until("the instance is done", || {
+        status = rig.host.exit_status(&main);
+        status.is_some()
+    });
+    assert_eq!(status, Some(ExitStatus::Exited(0)), "{}", rig.log());
+    assert_eq!(rig.host.list().unwrap(), [run], "the instance's own cgroup is no run");
+    rig.remove(&cgroup);
 }
 
 #[test]
