@@ -6,5 +6,6 @@ pub mod daemon;
 pub mod engine;
 pub mod failpoint;
 pub mod kernel;
+pub mod launch;
 pub mod model;
 pub mod store;

@@ -2,6 +2,7 @@
 
 pub mod command;
 pub mod driver;
+pub mod host;
 pub mod journal;
 pub mod published;
 pub mod recovery;

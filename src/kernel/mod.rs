@@ -3,6 +3,15 @@
 //! Owns the readers of cgroup2 and /proc, pidfds, the clock and the poller, and the trait [`Kernel`] behind which the
 //! real host and the simulated one are the same to the engine's driver. Decides nothing: no rule, no deadline, no retry.
 
+pub mod cgroup;
+pub mod clock;
+mod errno;
+pub mod evidence;
+pub mod kill;
+pub mod mount;
+pub mod pidfd_info;
+pub mod poll;
+pub mod process;
 pub mod sim;
 
 use std::path::PathBuf;
@@ -120,6 +129,12 @@ pub trait Kernel {
 
     /// Starts the command behind a closed gate: the process exists, and has executed nothing of the run's.
     fn spawn(&mut self, exec: &Exec) -> Result<Self::Process, KernelError>;
+    /// As [`Kernel::spawn`], and where the kernel can do so, the process begins its life in the cgroup. Attaching it
+    /// still is what proves it there. Moving a process costs up to 15 ms on an idle host, beginning there nothing.
+    fn spawn_into(&mut self, exec: &Exec, cgroup: &Self::Cgroup) -> Result<Self::Process, KernelError> {
+        let _ = cgroup;
+        self.spawn(exec)
+    }
     /// Opens the process that was known by this id; `Gone` if it is not that process any more.
     fn open_process(&mut self, id: ProcessId) -> Result<Self::Process, KernelError>;
     /// Pid and start time.
