@@ -81,10 +81,12 @@ impl Engine {
         mode: KillMode,
         reason: KillReason,
         actor: Actor,
-        replies: Vec<ReplyTo>,
+        mut replies: Vec<ReplyTo>,
         now: Now,
     ) {
         let Some(run) = self.runs.get_mut(&id) else { return };
+        // Who asked for a kill during the launch is answered with the kill that there is.
+        replies.extend(run.early_kill.take().map(|early| early.replies).unwrap_or_default());
         if std::mem::take(&mut run.opening) {
             // The gate stays closed: nothing of the command is executed any more.
             let error = format!("{id} was killed before its command was executed: {reason}");
