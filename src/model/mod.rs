@@ -10,6 +10,7 @@ mod kill;
 mod limits;
 mod run;
 mod time;
+mod workflow;
 
 pub use error::{Error, ErrorKind};
 pub use event::{AuditEvent, AuditRow, EventKind};
@@ -20,3 +21,4 @@ pub use run::{
     CgroupIdentity, Containment, ExitStatus, Health, HealthReason, Outcome, Phase, ProcessId, RunSpec, RunView, Usage,
 };
 pub use time::{Mono, Now, Wall, human_duration, parse_duration};
+pub use workflow::valid_workflow_name;

@@ -1,0 +1,1 @@
+//! How a run is contained and its command gated.
