@@ -270,9 +270,9 @@ mod tests {
         let full = LaunchRequest {
             workflow: Some("builder".into()),
             name: Some("näme".into()),
-            argv: vec![b"printf".to_vec(), b"ÿþ".to_vec(), b"".to_vec()],
-            env: vec![b"A=".to_vec(), b"B=ÿ".to_vec()],
-            cwd: b"/dÿ".to_vec(),
+            argv: vec![b"printf".to_vec(), b"\xff\xfe".to_vec(), b"".to_vec()],
+            env: vec![b"A=".to_vec(), b"B=\xff".to_vec()],
+            cwd: b"/d\xff".to_vec(),
             limits,
         };
         for request in [request(), full] {
