@@ -20,6 +20,7 @@ mod run;
 mod server;
 mod socket;
 mod view;
+mod wire;
 
 use std::path::PathBuf;
 use std::sync::Arc;

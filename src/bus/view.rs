@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use zbus::{DeserializeDict, SerializeDict, Type};
 
+use super::wire::{self, Entry};
 use crate::model::{
     Actor, CgroupIdentity, Containment, Error, ExitStatus, Health, HealthReason, KillAnswer, KillReason,
     Limits, Outcome, Phase, ProcessId, ProcessSeen, Readiness, Receipt, Resources, Rule, RunId, RunSpec, RunView, Step,
@@ -33,69 +34,81 @@ pub type WireProcess = (u32, u32, String, String, String);
 /// `(rule, level, text, since)`: a [`HealthReason`].
 pub type WireHealth = (String, String, String, u64);
 
-/// A run as `a{sv}`.
-#[derive(Debug, Clone, Default, PartialEq, SerializeDict, DeserializeDict, Type)]
-#[zbus(signature = "a{sv}", rename_all = "PascalCase")]
-pub struct RunDict {
-    #[zbus(rename = "RunID")]
-    run_id: String,
-    workflow: String,
-    name: Option<String>,
-    command: Vec<String>,
-    working_directory: String,
-    #[zbus(rename = "UID")]
-    uid: u32,
-    user: String,
-    main_process: Option<(u32, u64)>,
-    client_process: Option<(u32, u64)>,
-    #[zbus(rename = "InitTimeoutUSec")]
-    init_timeout_usec: Option<u64>,
-    #[zbus(rename = "MaxRuntimeUSec")]
-    max_runtime_usec: Option<u64>,
-    #[zbus(rename = "GraceUSec")]
-    grace_usec: u64,
-    readiness: String,
-    memory_max_bytes: Option<u64>,
-    tasks_max: Option<u64>,
-    #[zbus(rename = "CPUMaxPercent")]
-    cpu_max_percent: Option<u32>,
-    log_path: Option<String>,
-    phase: String,
-    health: String,
-    health_reasons: Option<Vec<WireHealth>>,
-    containment: String,
-    control_group: Option<String>,
-    control_group_inode: Option<u64>,
-    frozen: Option<bool>,
-    #[zbus(rename = "CreateTimestampUSec")]
-    create_timestamp_usec: u64,
-    #[zbus(rename = "StartTimestampUSec")]
-    start_timestamp_usec: Option<u64>,
-    #[zbus(rename = "ReadyTimestampUSec")]
-    ready_timestamp_usec: Option<u64>,
-    #[zbus(rename = "FinishTimestampUSec")]
-    finish_timestamp_usec: Option<u64>,
-    deadlines: Option<Vec<(String, u64)>>,
-    outcome: Option<WireOutcome>,
-    outcome_reason: Option<WireReason>,
-    kill_mode: Option<String>,
-    kill_reason: Option<WireReason>,
-    kill_actor: Option<WireActor>,
-    #[zbus(rename = "KillTimestampUSec")]
-    kill_timestamp_usec: Option<u64>,
-    #[zbus(rename = "KillDurationUSec")]
-    kill_duration_usec: Option<u64>,
-    kill_steps: Option<Vec<WireStep>>,
-    kill_terminated: Option<u32>,
-    kill_killed: Option<u32>,
-    kill_survivors: Option<u32>,
-    kill_processes: Option<Vec<WireProcess>>,
-    kill_processes_total: Option<u32>,
-    #[zbus(rename = "CPUUsageNSec")]
-    cpu_usage_nsec: Option<u64>,
-    memory_current_bytes: Option<u64>,
-    tasks_current: Option<u64>,
-    notices: Option<Vec<String>>,
+// The types are matched as tokens: the derive must see that an `Option` is one.
+macro_rules! dict {
+    ($(#[$doc:meta])* $name:ident { $($key:literal $field:ident: [$($type:tt)+],)* }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Default, PartialEq, SerializeDict, DeserializeDict, Type)]
+        #[zbus(signature = "a{sv}")]
+        pub struct $name {
+            $(#[zbus(rename = $key)] $field: $($type)+,)*
+        }
+
+        impl wire::Listed for $name {
+            fn put_entries(&self, w: &mut wire::Writer) {
+                $(self.$field.put_entry($key, w);)*
+            }
+
+            fn take_entry(&mut self, key: &str, signature: &str, r: &mut wire::Reader<'_>) -> Option<()> {
+                match key {
+                    $($key => self.$field.take_value(signature, r),)*
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+dict! {
+    /// A run as `a{sv}`.
+    RunDict {
+        "RunID" run_id: [String],
+        "Workflow" workflow: [String],
+        "Name" name: [Option<String>],
+        "Command" command: [Vec<String>],
+        "WorkingDirectory" working_directory: [String],
+        "UID" uid: [u32],
+        "User" user: [String],
+        "MainProcess" main_process: [Option<(u32, u64)>],
+        "ClientProcess" client_process: [Option<(u32, u64)>],
+        "InitTimeoutUSec" init_timeout_usec: [Option<u64>],
+        "MaxRuntimeUSec" max_runtime_usec: [Option<u64>],
+        "GraceUSec" grace_usec: [u64],
+        "Readiness" readiness: [String],
+        "MemoryMaxBytes" memory_max_bytes: [Option<u64>],
+        "TasksMax" tasks_max: [Option<u64>],
+        "CPUMaxPercent" cpu_max_percent: [Option<u32>],
+        "LogPath" log_path: [Option<String>],
+        "Phase" phase: [String],
+        "Health" health: [String],
+        "HealthReasons" health_reasons: [Option<Vec<WireHealth>>],
+        "Containment" containment: [String],
+        "ControlGroup" control_group: [Option<String>],
+        "ControlGroupInode" control_group_inode: [Option<u64>],
+        "Frozen" frozen: [Option<bool>],
+        "CreateTimestampUSec" create_timestamp_usec: [u64],
+        "StartTimestampUSec" start_timestamp_usec: [Option<u64>],
+        "ReadyTimestampUSec" ready_timestamp_usec: [Option<u64>],
+        "FinishTimestampUSec" finish_timestamp_usec: [Option<u64>],
+        "Deadlines" deadlines: [Option<Vec<(String, u64)>>],
+        "Outcome" outcome: [Option<WireOutcome>],
+        "OutcomeReason" outcome_reason: [Option<WireReason>],
+        "KillMode" kill_mode: [Option<String>],
+        "KillReason" kill_reason: [Option<WireReason>],
+        "KillActor" kill_actor: [Option<WireActor>],
+        "KillTimestampUSec" kill_timestamp_usec: [Option<u64>],
+        "KillDurationUSec" kill_duration_usec: [Option<u64>],
+        "KillSteps" kill_steps: [Option<Vec<WireStep>>],
+        "KillTerminated" kill_terminated: [Option<u32>],
+        "KillKilled" kill_killed: [Option<u32>],
+        "KillSurvivors" kill_survivors: [Option<u32>],
+        "KillProcesses" kill_processes: [Option<Vec<WireProcess>>],
+        "KillProcessesTotal" kill_processes_total: [Option<u32>],
+        "CPUUsageNSec" cpu_usage_nsec: [Option<u64>],
+        "MemoryCurrentBytes" memory_current_bytes: [Option<u64>],
+        "TasksCurrent" tasks_current: [Option<u64>],
+        "Notices" notices: [Option<Vec<String>>],
+    }
 }
 
 /// Microseconds, for the wire.
@@ -445,5 +458,54 @@ pub fn exit_status_from(kind: &str, value: i32) -> Result<ExitStatus, Error> {
             "an exit is `exited` with a code of 0 to 255, or `signaled` with a signal of 1 to 64, not {:?} with {value}",
             kind.chars().take(20).collect::<String>()
         ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use zbus::wire::{NATIVE_ENDIAN, serialized::Context, to_bytes};
+
+    use super::*;
+
+    fn full() -> RunDict {
+        let s = || "tëxt".to_owned();
+        RunDict {
+            run_id: s(),
+            command: vec![s(), String::new()],
+            main_process: Some((1, 2)),
+            grace_usec: 7,
+            health_reasons: Some(vec![(s(), s(), s(), 3), (s(), s(), String::new(), 4)]),
+            frozen: Some(true),
+            deadlines: Some(vec![(s(), 1)]),
+            outcome: Some((s(), -1, s())),
+            outcome_reason: Some((s(), s(), 9, s())),
+            kill_actor: Some((u32::MAX, s())),
+            kill_steps: Some(vec![(s(), 1, 2, 3)]),
+            kill_processes: Some(vec![(1, 2, s(), s(), s())]),
+            kill_killed: Some(5),
+            ..RunDict::default()
+        }
+    }
+
+    #[test]
+    fn a_list_marshalled_by_hand_has_the_bytes_that_zbus_gives() {
+        let dicts = vec![RunDict::default(), full(), RunDict::default(), full()];
+        let by_hand = to_bytes(Context::new(NATIVE_ENDIAN, 0), &wire::Marshalled::of(dicts.clone())).unwrap();
+        let by_zbus = to_bytes(Context::new(NATIVE_ENDIAN, 0), &dicts).unwrap();
+        assert_eq!(by_hand.bytes(), by_zbus.bytes());
+        assert_eq!(wire::list::<RunDict>(by_zbus.bytes()), Some(dicts));
+    }
+
+    #[test]
+    fn a_list_that_is_cut_or_changed_is_never_more_than_refused() {
+        let good = to_bytes(Context::new(NATIVE_ENDIAN, 0), &vec![full(), full()]).unwrap();
+        for cut in 0..good.bytes().len() {
+            assert_eq!(wire::list::<RunDict>(&good.bytes()[..cut]), None);
+        }
+        for at in 0..good.bytes().len() {
+            let mut bad = good.bytes().to_vec();
+            bad[at] = 0xff;
+            let _ = wire::list::<RunDict>(&bad);
+        }
     }
 }
