@@ -3,6 +3,7 @@
 
 pub mod bus;
 pub mod cli;
+pub mod config;
 pub mod daemon;
 pub mod failpoint;
 pub mod kernel;

@@ -388,7 +388,9 @@ fn the_service_is_what_the_introspection_file_says() {
     wait(async {
         let stream = std::os::unix::net::UnixStream::connect(&i.socket).unwrap();
         let bus = zbus::connection::Builder::unix_stream(stream).p2p().build().await.unwrap();
-        for (path, name) in [(bus::MANAGER_PATH.to_owned(), bus::MANAGER_INTERFACE), (bus::run_path(id(1)), bus::RUN_INTERFACE)] {
+        for (path, name) in
+            [(bus::MANAGER_PATH.to_owned(), bus::MANAGER_INTERFACE), (bus::run_path(id(1)), bus::RUN_INTERFACE)]
+        {
             let introspectable = Some("org.freedesktop.DBus.Introspectable");
             let reply = bus.call_method(None::<&str>, path, introspectable, "Introspect", &()).await.unwrap();
             let xml: String = reply.body().deserialize().unwrap();
@@ -437,7 +439,8 @@ fn busctl_works_on_the_private_socket() {
     let i = quiet();
     i.published.put(live(1, i.uid));
     let run = bus::run_path(id(1));
-    let Some(text) = busctl(&i, &["call", bus::BUS_NAME, bus::MANAGER_PATH, bus::MANAGER_INTERFACE, "GetRun", "s", "0"])
+    let Some(text) =
+        busctl(&i, &["call", bus::BUS_NAME, bus::MANAGER_PATH, bus::MANAGER_INTERFACE, "GetRun", "s", "0"])
     else {
         return;
     };

@@ -150,9 +150,7 @@ impl Request<'_> {
 }
 
 /// Does what may block on a thread of its own.
-pub async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| Err(Error::internal(format!("a reader failed: {e}"))))
 }
 

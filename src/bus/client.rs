@@ -85,7 +85,10 @@ impl Client {
             Ok(connection) => Ok(Self { connection: connection.map_err(from_bus)? }),
             Err(_) => Err(Error::new(
                 ErrorKind::Unavailable,
-                format!("the instance did not answer in {} s: is it stopped? `guardian doctor` tells", CONNECT.as_secs()),
+                format!(
+                    "the instance did not answer in {} s: is it stopped? `guardian doctor` tells",
+                    CONNECT.as_secs()
+                ),
             )),
         }
     }

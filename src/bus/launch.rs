@@ -105,7 +105,9 @@ pub fn parse(dict: &HashMap<String, OwnedVariant>) -> Result<LaunchRequest, Erro
                 let grace = timer(key, value)?;
                 request.limits.grace = Some(grace.ok_or_else(|| Error::invalid("GraceUSec cannot be off"))?);
             }
-            "Readiness" => request.limits.readiness = Some(text(key, value)?.parse::<Readiness>().map_err(Error::invalid)?),
+            "Readiness" => {
+                request.limits.readiness = Some(text(key, value)?.parse::<Readiness>().map_err(Error::invalid)?)
+            }
             "MemoryMaxBytes" => request.limits.memory_max_bytes = Some(limit(key, value)?),
             "TasksMax" => request.limits.tasks_max = Some(limit(key, value)?),
             "CPUMaxPercent" => {

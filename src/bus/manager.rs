@@ -62,8 +62,16 @@ fn filter(dict: &HashMap<String, OwnedVariant>) -> Result<RunFilter, Error> {
     for (key, value) in dict {
         match key.as_str() {
             "Workflow" => filter.workflow = Some(text(key, value)?),
-            "Phase" => filter.phase = Some(view::phase_from(&text(key, value)?).map_err(|_| one_of(key, "starting, initializing, running, stopping, killing, finished"))?),
-            "Health" => filter.health = Some(view::health_from(&text(key, value)?).map_err(|_| one_of(key, "healthy, warning, critical"))?),
+            "Phase" => {
+                filter.phase = Some(
+                    view::phase_from(&text(key, value)?)
+                        .map_err(|_| one_of(key, "starting, initializing, running, stopping, killing, finished"))?,
+                )
+            }
+            "Health" => {
+                filter.health =
+                    Some(view::health_from(&text(key, value)?).map_err(|_| one_of(key, "healthy, warning, critical"))?)
+            }
             "UID" => filter.uid = Some(u32::try_from(value).map_err(|_| bad(key, "u"))?),
             "SinceUSec" => filter.since = Some(Wall(u64::try_from(value).map_err(|_| bad(key, "t"))?)),
             "Finished" => filter.finished = bool::try_from(value).map_err(|_| bad(key, "b"))?,
@@ -182,7 +190,18 @@ fn event(row: AuditRow) -> WireEvent {
     let (uid, name) = view::actor(&e.actor);
     let run = e.run.map(|r| r.to_string()).unwrap_or_default();
     let details = e.details.to_string();
-    (row.seq, e.at.0, e.kind.as_str().into(), run, e.workflow.unwrap_or_default(), uid, name, e.reason, details, row.hash)
+    (
+        row.seq,
+        e.at.0,
+        e.kind.as_str().into(),
+        run,
+        e.workflow.unwrap_or_default(),
+        uid,
+        name,
+        e.reason,
+        details,
+        row.hash,
+    )
 }
 
 /// Checks the arguments of a kill.

@@ -128,7 +128,11 @@ impl ReadHalf for Looking {
 }
 
 impl WriteHalf for Writing {
-    fn sendmsg<'a, 'b, 'd, 'e, 'c>(&'a mut self, buffer: &'b [u8], fds: &'d [BorrowedFd<'e>]) -> Boxed<'c, io::Result<usize>>
+    fn sendmsg<'a, 'b, 'd, 'e, 'c>(
+        &'a mut self,
+        buffer: &'b [u8],
+        fds: &'d [BorrowedFd<'e>],
+    ) -> Boxed<'c, io::Result<usize>>
     where
         'a: 'c,
         'b: 'c,

@@ -16,8 +16,8 @@ use zbus::{DeserializeDict, SerializeDict, Type};
 
 use super::wire::{self, Entry};
 use crate::model::{
-    Actor, CgroupIdentity, Containment, Error, ExitStatus, Health, HealthReason, KillAnswer, KillReason,
-    Limits, Outcome, Phase, ProcessId, ProcessSeen, Readiness, Receipt, Resources, Rule, RunId, RunSpec, RunView, Step,
+    Actor, CgroupIdentity, Containment, Error, ExitStatus, Health, HealthReason, KillAnswer, KillReason, Limits,
+    Outcome, Phase, ProcessId, ProcessSeen, Readiness, Receipt, Resources, Rule, RunId, RunSpec, RunView, Step,
     StepKind, Usage, Wall,
 };
 

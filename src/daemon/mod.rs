@@ -1,4 +1,5 @@
 //! The instance: wiring of engine, kernel, store and bus.
 
 pub mod command;
+pub mod instance;
 pub mod published;

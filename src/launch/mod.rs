@@ -1,1 +1,3 @@
 //! How a run is contained and its command gated.
+
+pub mod gate;
