@@ -11,6 +11,7 @@ mod kill;
 mod limits;
 mod run;
 mod time;
+mod workflow;
 
 pub use answer::Answer;
 pub use error::{Error, ErrorKind};
@@ -22,3 +23,4 @@ pub use run::{
     CgroupIdentity, Containment, ExitStatus, Health, HealthReason, Outcome, Phase, ProcessId, RunSpec, RunView, Usage,
 };
 pub use time::{Mono, Now, Wall, human_duration, parse_duration};
+pub use workflow::valid_workflow_name;
