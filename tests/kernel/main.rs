@@ -14,6 +14,9 @@ use guardian::model::{ExitStatus, ProcessId, Resources, RunId};
 
 use rig::{PATIENCE, Rig, until};
 
+/// It is made by the main thread, which reports what fails, and used by the engine's.
+const _: fn(Host) -> Box<dyn Send> = |host| Box::new(host);
+
 /// Kills a script's whole tree and proves that nothing is left.
 fn is_killed_whole(name: &str, script: &str, processes: u32, fallback: bool) {
     let Some(mut rig) = Rig::new(fallback) else { return };
