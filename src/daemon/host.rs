@@ -63,6 +63,7 @@ impl HostOptions {
 type Orphans = Arc<Mutex<Vec<Arc<OwnedFd>>>>;
 
 /// The host.
+#[derive(Debug)]
 pub struct Host {
     subtree: Subtree,
     poller: Poller,

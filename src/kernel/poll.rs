@@ -6,11 +6,11 @@
 //! passed over.
 
 use std::collections::HashMap;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec, eventfd};
 use rustix::io::{Errno, read, write};
@@ -48,10 +48,10 @@ impl Shared {
 }
 
 /// The epoll and its registrations.
+#[derive(Debug)]
 pub struct Poller {
     shared: Arc<Shared>,
     command: Arc<OwnedFd>,
-    events: Vec<epoll::Event>,
 }
 
 /// Wakes the poller from another thread: a command is waiting.
@@ -102,7 +102,7 @@ impl Poller {
         let command = Arc::new(command);
         let shared = Arc::new(Shared { epoll, registry: Mutex::default() });
         let waker = Waker(command.clone());
-        Ok((Self { shared, command, events: Vec::with_capacity(BATCH) }, waker))
+        Ok((Self { shared, command }, waker))
     }
 
     /// Watches a pidfd. Told once: a pidfd stays readable after the exit, and would wake us for ever.
@@ -141,13 +141,15 @@ impl Poller {
     pub fn wait(&mut self, timeout: Option<Duration>) -> Result<Vec<Notice>, KernelError> {
         let timeout = timeout.unwrap_or(LONGEST).min(LONGEST);
         let timeout = Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: timeout.subsec_nanos().into() };
-        self.events.clear();
-        match epoll::wait(&self.shared.epoll, spare_capacity(&mut self.events), Some(&timeout)) {
-            Ok(_) | Err(Errno::INTR) => {}
+        // On the stack, since an event has room for a pointer and would keep the poller from moving between threads.
+        let mut room = [MaybeUninit::<epoll::Event>::uninit(); BATCH];
+        let events = match epoll::wait(&self.shared.epoll, &mut room, Some(&timeout)) {
+            Ok((events, _)) => events,
+            Err(Errno::INTR) => return Ok(Vec::new()),
             Err(e) => return Err(KernelError::from_errno("wait with", "the poller", e)),
-        }
+        };
         let registry = self.shared.registry();
-        let notices = self.events.iter().filter_map(|event| match event.data.u64() {
+        let notices = events.iter().filter_map(|event| match event.data.u64() {
             WAKER_KEY => {
                 // Reading sets the counter to zero. EAGAIN says that somebody else has done so.
                 let _ = read(&*self.command, &mut [0u8; 8]);

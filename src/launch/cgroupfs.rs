@@ -13,6 +13,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use rustix::buffer::spare_capacity;
@@ -83,10 +84,14 @@ impl Subtree {
             None if owns_tree => mount.mount_point.join("guardian"),
             None => delegated(&mount, &options.key)?,
         };
-        let path = base.join(&options.key);
-        for dir in [&base, &path] {
-            fs::DirBuilder::new().recursive(true).create(dir).map_err(|e| not_delegated(dir, &e))?;
+        if mount.cgroup_of(&base).is_none() {
+            return Err(KernelError::NotDelegated {
+                why: format!("it is not below {}, where cgroup2 is mounted", mount.mount_point.display()),
+                path: base,
+            });
         }
+        let path = base.join(&options.key);
+        fs::DirBuilder::new().recursive(true).mode(0o755).create(&path).map_err(|e| not_delegated(&path, &e))?;
         let highest = if owns_tree { &mount.mount_point } else { &base };
         let mut chain: Vec<PathBuf> =
             path.ancestors().take_while(|a| a.starts_with(highest)).map(Path::to_owned).collect();
@@ -265,7 +270,7 @@ fn delegated(mount: &Cgroup2Mount, key: &str) -> Result<PathBuf, KernelError> {
         if let Err(e) = accessat(CWD, own.join(file), Access::WRITE_OK, AtFlags::EACCESS) {
             return refuse(format!(
                 "we may not write there ({e}): start the instance with `systemd-run --user --scope -p Delegate=yes`, \
-                 or name a cgroup that was delegated to you in the configuration (cgroup.base)"
+                 or name a cgroup that was delegated to you in the configuration"
             ));
         }
     }
@@ -290,8 +295,8 @@ fn not_delegated(path: &Path, error: &io::Error) -> KernelError {
     KernelError::NotDelegated {
         path: path.to_owned(),
         why: format!(
-            "{error}; name a cgroup below the mount of cgroup2 that you may write to in the configuration \
-             (cgroup.base), or start the instance as root"
+            "{error}; name a cgroup below the mount of cgroup2 that you may write to in the configuration, \
+             or start the instance as root"
         ),
     }
 }
@@ -322,6 +327,23 @@ mod tests {
         for bad in ["", ".", "..", ".x", "a/b", "a b", "é", &"k".repeat(65)] {
             assert!(check_key(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_base_outside_of_the_mount_is_refused_before_anything_is_made() {
+        let tmp = tempfile::tempdir().unwrap();
+        let base = tmp.path().join("base");
+        let mount = Cgroup2Mount { mount_point: "/cg".into(), root: "/".into(), read_only: false };
+        let options = Options {
+            base: Some(base.clone()),
+            mount: Some(mount),
+            key: "test".into(),
+            use_user_xattrs: true,
+            move_instance: false,
+        };
+        let error = Subtree::open(&options, "boot").unwrap_err().to_string();
+        assert!(error.contains("not below /cg"), "{error}");
+        assert!(!base.exists());
     }
 
     #[test]

@@ -314,6 +314,18 @@ mod tests {
     }
 
     #[test]
+    fn a_foreground_command_is_in_its_clients_process_group_and_session() {
+        let script = b"[ $(ps -o pgid= -p $$) = $1 ] && exit 5".to_vec();
+        let group = rustix::process::getpgrp().as_raw_nonzero().to_string();
+        let argv = [b"sh".to_vec(), b"-c".to_vec(), script, b"sh".to_vec(), group.into_bytes()];
+        let mut gated = foreground(&argv).unwrap();
+        assert_eq!(gated.command(), "sh");
+        gated.open(None).unwrap();
+        assert_eq!(reaped(&gated), ExitStatus::Exited(5));
+        gated.open(None).unwrap();
+    }
+
+    #[test]
     fn a_missing_command_is_named() {
         let tmp = tempfile::tempdir().unwrap();
         for (argv, expected, status) in [
