@@ -77,7 +77,9 @@ pub fn cgroups_named(text: &str) -> Vec<PathBuf> {
         }
     }
     let mut found = Vec::new();
-    walk(&cgroup2_mount().unwrap(), text, &mut found);
+    if let Some(mount) = cgroup2_mount() {
+        walk(&mount, text, &mut found);
+    }
     found
 }
 

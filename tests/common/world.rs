@@ -289,7 +289,7 @@ impl World {
 
     /// The pid of the instance that runs or ran last.
     pub fn written_instance(&self) -> Option<u32> {
-        std::fs::read_to_string(self.state().join("instance.pid")).ok()?.trim().parse().ok()
+        std::fs::read_to_string(self.state().join("instance.lock")).ok()?.trim().parse().ok()
     }
 
     /// The instance's pid, if one runs.
@@ -300,7 +300,7 @@ impl World {
     /// Waits for the instance, which the first command started.
     #[track_caller]
     pub fn running_instance(&self) -> u32 {
-        eventually("the instance runs and has written instance.pid", || self.instance())
+        eventually("the instance runs and has written instance.lock", || self.instance())
     }
 
     /// Ends the instance with SIGKILL, as a crash would.
@@ -365,7 +365,11 @@ impl Drop for World {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-        remove_cgroups(&self.dir.path().join("state"));
+        // The instance's own subtree, which stays for the next instance of this state directory.
+        let key = std::fs::read_to_string(self.state().join("instance-key")).unwrap_or_default();
+        if key.len() == 8 {
+            cgroups_named(&key).iter().for_each(|cgroup| remove_below(cgroup));
+        }
         if !left.is_empty() && !std::thread::panicking() {
             panic!("the test ended and {} processes of its workload were left", left.len());
         }
@@ -379,21 +383,7 @@ fn frozen_cgroup(pid: u32) -> Option<PathBuf> {
     (!path.is_empty()).then(|| cgroup2_mount().map(|m| m.join(path)))?
 }
 
-/// Removes the empty cgroups of the runs that the database of a failed test names.
-fn remove_cgroups(state: &Path) {
-    let names = std::fs::read_dir(state).into_iter().flatten().flatten().map(|e| e.path());
-    for database in names.filter(|p| p.extension().is_some_and(|e| e == "db")) {
-        let Ok(connection) = rusqlite::Connection::open(database) else { continue };
-        let Ok(mut select) = connection.prepare("SELECT run_id FROM workflow_processes") else { continue };
-        let Ok(rows) = select.query_map([], |row| row.get::<_, String>(0)) else { continue };
-        for id in rows.flatten() {
-            for cgroup in cgroups_named(&id).into_iter().rev() {
-                remove_below(&cgroup);
-            }
-        }
-    }
-}
-
+/// Removes a cgroup and those below it, as far as they are empty.
 fn remove_below(cgroup: &Path) {
     for entry in std::fs::read_dir(cgroup).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|t| t.is_dir()) {
