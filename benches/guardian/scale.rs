@@ -1,0 +1,156 @@
+//! What an instance costs while it only watches: memory, processor time, wakeups, and the list; idle, with 1,000 runs,
+//! with 5,000 runs and a million past events.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use guardian::model::RunId;
+
+use super::Extent;
+use super::adaptor::Instance;
+use super::host::{cpu_time, own_cpu_time, resident_mib, wakeups};
+use super::table::{Promise, Table, Unit, median_ms};
+
+const SLEEP: [&str; 2] = ["sleep", "100000"];
+
+/// What is promised for so many runs.
+struct Promises {
+    memory_mib: Promise,
+    sampling_percent: Promise,
+    list_ms: Promise,
+}
+
+/// Measures an instance that has nothing to do.
+pub fn idle(extent: Extent, table: &mut Table) {
+    let instance = Instance::start();
+    std::thread::sleep(Duration::from_secs(1));
+    table.add("resident memory, idle", Unit::MiB, resident_mib(instance.pid()), None, Promise::AtMost(8.0));
+    let before = wakeups(instance.pid());
+    std::thread::sleep(Duration::from_secs(extent.seconds.min(10)));
+    let woken = wakeups(instance.pid()) - before;
+    let what = format!("wakeups while idle, in {} s", extent.seconds.min(10));
+    table.add(&what, Unit::Count, woken as f64, None, Promise::AtMost(0.0));
+}
+
+/// Measures instances that watch many runs.
+pub fn measure(extent: Extent, table: &mut Table) {
+    let promises = Promises {
+        memory_mib: Promise::AtMost(12.0),
+        sampling_percent: Promise::AtMost(0.7),
+        list_ms: Promise::AtMost(3.0),
+    };
+    let instance = Instance::start();
+    let runs = start(&instance, 1000);
+    watched(extent, table, &instance, &runs, promises);
+    instance.kill_all(&runs);
+    drop(instance);
+
+    attached(table, if extent.quick { 200 } else { 1000 });
+
+    // Linear in runs and flat in history: the promises of 1,000 runs, five times; history adds nothing.
+    let (count, events) = if extent.quick { (1000, 50_000) } else { (5000, 1_000_000) };
+    let times = f64::from(count) / 1000.0;
+    eprintln!("  writing {events} past events");
+    let instance = Instance::start_with_history(events);
+    table.note(format!("the rows for {count} runs that follow have {events} past events in the database"));
+    let runs = start(&instance, count);
+    let promises = Promises {
+        memory_mib: Promise::AtMost(8.0 + 4.0 * times),
+        sampling_percent: Promise::AtMost(0.7 * times),
+        list_ms: Promise::AtMost(3.0 * times),
+    };
+    watched(extent, table, &instance, &runs, promises);
+    kill_beside(table, &instance, extent);
+    instance.kill_all(&runs);
+}
+
+fn start(instance: &Instance, count: u32) -> Vec<RunId> {
+    eprintln!("  starting {count} runs");
+    (0..count).map(|_| instance.run(&SLEEP)).collect()
+}
+
+fn watched(extent: Extent, table: &mut Table, instance: &Instance, runs: &[RunId], promises: Promises) {
+    let (pid, count) = (instance.pid(), runs.len());
+    let views = instance.list();
+    assert_eq!(views.len(), count);
+    // Past the first samples, when everything that is kept has been made.
+    std::thread::sleep(Duration::from_secs(3));
+    table.add(&format!("resident memory, {count} runs"), Unit::MiB, resident_mib(pid), None, promises.memory_mib);
+
+    let seconds = Duration::from_secs(extent.seconds);
+    let before = cpu_time(pid);
+    std::thread::sleep(seconds);
+    let ours = percent(cpu_time(pid) - before, seconds);
+    let cgroups: Vec<PathBuf> = views.iter().filter_map(|v| Some(v.cgroup.as_ref()?.path.clone())).collect();
+    let bare = percent(bare_loop(&cgroups, extent.seconds), seconds);
+    let what = format!("sampling {count} runs each second, of a core");
+    table.add(&what, Unit::Percent, ours, Some(("two kept descriptors", bare)), promises.sampling_percent);
+
+    let times = |call: &dyn Fn()| {
+        let time = |_| {
+            let began = Instant::now();
+            call();
+            began.elapsed()
+        };
+        median_ms((0..extent.rounds.max(10)).map(time).collect())
+    };
+    let list = times(&|| assert_eq!(instance.list().len(), count));
+    let baseline = Some(("a call that says nothing", times(&|| instance.describe())));
+    table.add(&format!("list of {count} runs"), Unit::Ms, list, baseline, promises.list_ms);
+    let ps = times(&|| {
+        let output = instance.command(&["ps", "--json"]).output().unwrap();
+        assert!(output.status.success());
+    });
+    table.add(&format!("  the same by guardian ps --json, {count} runs"), Unit::Ms, ps, None, Promise::None);
+}
+
+fn percent(cpu: Duration, of: Duration) -> f64 {
+    cpu.as_secs_f64() / of.as_secs_f64() * 100.0
+}
+
+/// The least that sampling could cost: two files a run kept open, each read once a second.
+fn bare_loop(cgroups: &[PathBuf], seconds: u64) -> Duration {
+    let names = ["cpu.stat", "cgroup.events"];
+    let paths = cgroups.iter().flat_map(|c| names.map(|name| c.join(name)));
+    let files: Vec<File> = paths.filter_map(|path| File::open(path).ok()).collect();
+    let mut buffer = [0; 4096];
+    let before = own_cpu_time();
+    for _ in 0..seconds {
+        let began = Instant::now();
+        for file in &files {
+            let _ = std::hint::black_box(file.read_at(&mut buffer, 0));
+        }
+        std::thread::sleep(Duration::from_secs(1).saturating_sub(began.elapsed()));
+    }
+    own_cpu_time() - before
+}
+
+/// Foreground runs: the instance also holds the client of each.
+fn attached(table: &mut Table, count: usize) {
+    let instance = Instance::start();
+    let mut children: Vec<Child> =
+        (0..count).map(|_| Command::new(SLEEP[0]).arg(SLEEP[1]).stdin(Stdio::null()).spawn().unwrap()).collect();
+    let runs: Vec<RunId> = children.iter().map(|child| instance.attach(child, &SLEEP)).collect();
+    std::thread::sleep(Duration::from_secs(3));
+    let what = format!("resident memory, {count} attached runs");
+    table.add(&what, Unit::MiB, resident_mib(instance.pid()), None, Promise::AtMost(12.0));
+    runs.iter().for_each(|run| instance.kill(*run));
+    children.iter_mut().for_each(|child| drop(child.wait()));
+    runs.iter().for_each(|run| drop(instance.wait(*run)));
+}
+
+/// A kill while everything else goes on.
+fn kill_beside(table: &mut Table, instance: &Instance, extent: Extent) {
+    let mut times = Vec::new();
+    for _ in 0..extent.rounds {
+        let run = instance.run(&SLEEP);
+        let began = Instant::now();
+        instance.kill(run);
+        instance.wait(run);
+        times.push(began.elapsed());
+    }
+    table.add("  a kill beside them, 1 process", Unit::Ms, median_ms(times), None, Promise::AtMost(2.25));
+}
