@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::engine::{Effect, Engine, Event, Record, Removal, ReplyTo, Ticket};
 use crate::failpoint;
-use crate::kernel::{Kernel, KernelError, Notice, Role};
+use crate::kernel::{Exec, Kernel, KernelError, Notice, Role};
 use crate::model::{Answer, AuditEvent, Error, ErrorKind, Phase, RunId, RunView};
 use crate::store::{Batch, Write};
 
@@ -35,6 +35,8 @@ pub type Reply = Box<dyn FnOnce(Result<Answer, Error>) + Send>;
 
 /// The descriptors of one run.
 pub struct Held<K: Kernel> {
+    /// What is to be executed, for a detached run that is not yet contained.
+    pub exec: Option<Exec>,
     /// The main process; holds the gate of a detached run until it is opened.
     pub main: Option<K::Process>,
     /// The client of a foreground run.
@@ -46,9 +48,14 @@ pub struct Held<K: Kernel> {
 }
 
 impl<K: Kernel> Held<K> {
-    /// The processes of a run that is to be contained.
+    /// The processes of a foreground run that is to be contained, or of one that is adopted.
     pub fn new(main: Option<K::Process>, client: Option<K::Process>) -> Self {
-        Self { main, client, cgroup: None, usage: Arc::default() }
+        Self { exec: None, main, client, cgroup: None, usage: Arc::default() }
+    }
+
+    /// What a detached run is to execute.
+    pub fn detached(exec: Exec) -> Self {
+        Self { exec: Some(exec), ..Self::new(None, None) }
     }
 }
 
@@ -350,6 +357,9 @@ impl<K: Kernel, R: Recorder> Driver<K, R> {
         let cgroup_held = held.cgroup.insert(created.cgroup);
         let _ = failpoint::hit("launch.created");
         self.kernel.watch_cgroup(id, cgroup_held)?;
+        if let Some(exec) = held.exec.take() {
+            held.main = Some(self.kernel.spawn(&exec, cgroup_held)?);
+        }
         let main = held.main.as_ref().ok_or_else(gone)?;
         self.kernel.attach(cgroup_held, main)?;
         let _ = failpoint::hit("launch.attached");
@@ -357,7 +367,7 @@ impl<K: Kernel, R: Recorder> Driver<K, R> {
         if let Some(client) = &held.client {
             self.kernel.watch_process(id, Role::Client, client)?;
         }
-        Ok(Event::Contained { run: id, cgroup, notices: created.notices })
+        Ok(Event::Contained { run: id, main: self.kernel.process_id(main), cgroup, notices: created.notices })
     }
 
     /// Acts on the run's cgroup. A cgroup that went away was empty: the look that follows finds that.

@@ -274,11 +274,7 @@ impl Kernel for Host {
         cgroup.dir.identity()
     }
 
-    fn spawn(&mut self, exec: &Exec) -> Result<HostProcess, KernelError> {
-        self.launch(exec, None)
-    }
-
-    fn spawn_into(&mut self, exec: &Exec, cgroup: &HostCgroup) -> Result<HostProcess, KernelError> {
+    fn spawn(&mut self, exec: &Exec, cgroup: &HostCgroup) -> Result<HostProcess, KernelError> {
         cgroup.dir.verify()?;
         self.launch(exec, Some(cgroup.dir.as_fd()))
     }

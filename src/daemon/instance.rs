@@ -78,11 +78,9 @@ pub fn run(options: &Options, ready: impl FnOnce()) -> anyhow::Result<()> {
 
 /// The directory, its owner's alone. Somebody who can write to it could make us kill by a record of theirs.
 fn prepare_state_dir(dir: &Path) -> anyhow::Result<PathBuf> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .with_context(|| format!("cannot create the state directory {}: name another with --state-dir", dir.display()))?;
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).with_context(|| {
+        format!("cannot create the state directory {}: name another with --state-dir", dir.display())
+    })?;
     let dir = dir.canonicalize().with_context(|| format!("cannot use the state directory {}", dir.display()))?;
     let meta = fs::metadata(&dir)?;
     let uid = nix::unistd::geteuid().as_raw();
@@ -104,7 +102,9 @@ fn lock(state_dir: &Path) -> anyhow::Result<Flock<fs::File>> {
     let mut lock = loop {
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => break lock,
-            Err((_, nix::errno::Errno::EWOULDBLOCK)) if state_dir.join(SOCKET).exists() || begun.elapsed() > LOCK_PATIENCE => {
+            Err((_, nix::errno::Errno::EWOULDBLOCK))
+                if state_dir.join(SOCKET).exists() || begun.elapsed() > LOCK_PATIENCE =>
+            {
                 return Err(anyhow::Error::new(AlreadyServed { state_dir: state_dir.to_owned() }));
             }
             // Its holder has no socket: it is about to serve, or about to be gone.
@@ -126,7 +126,9 @@ fn instance_key(state_dir: &Path) -> anyhow::Result<String> {
     let path = state_dir.join("instance-key");
     match fs::read_to_string(&path) {
         Ok(text) if text.len() == 8 && text.bytes().all(|b| b.is_ascii_hexdigit()) => return Ok(text),
-        Ok(_) => bail!("{} does not hold a key of 8 digits: restore it, or remove it once no run is live", path.display()),
+        Ok(_) => {
+            bail!("{} does not hold a key of 8 digits: restore it, or remove it once no run is live", path.display())
+        }
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
         Err(e) => return Err(e).with_context(|| format!("cannot read {}", path.display())),
     }
@@ -404,7 +406,8 @@ impl Instance {
         caller: &Caller,
         reply: super::driver::Reply,
     ) {
-        let prepared = launcher::prepare(&mut self.driver.kernel, &self.config, &self.state_dir, request, child, caller);
+        let prepared =
+            launcher::prepare(&mut self.driver.kernel, &self.config, &self.state_dir, request, child, caller);
         match prepared {
             Ok((spec, held)) => {
                 let actor = Actor::User { uid: caller.uid, name: caller.user.clone() };
@@ -418,8 +421,9 @@ impl Instance {
 
     /// The new configuration whole, or the old one.
     fn reload(&mut self, actor: Actor) -> Result<crate::model::Answer, Error> {
-        let config = Config::load(self.options.config.as_deref())
-            .map_err(|e| Error::invalid(format!("the configuration is refused, and the old one stays in force: {e:#}")))?;
+        let config = Config::load(self.options.config.as_deref()).map_err(|e| {
+            Error::invalid(format!("the configuration is refused, and the old one stays in force: {e:#}"))
+        })?;
         self.driver.engine_mut().configure(Settings { max_runs: config.instance.max_runs });
         self.config = config;
         self.audit(EventKind::ConfigReloaded, actor, String::new(), json!({}));

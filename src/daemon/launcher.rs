@@ -79,17 +79,11 @@ pub fn prepare(
             env.retain(|e| !e.starts_with(b"GUARDIAN_RUN_ID="));
             env.push(format!("GUARDIAN_RUN_ID={id}").into_bytes());
             let exec = Exec { argv: request.argv, env, cwd: request.cwd, log: log.clone() };
-            let main = host.spawn(&exec).map_err(launch_failed)?;
-            spec.main = Some(host.process_id(&main));
             spec.log = Some(log);
-            Held::new(Some(main), None)
+            Held::detached(exec)
         }
     };
     Ok((spec, held))
-}
-
-fn launch_failed(e: KernelError) -> Error {
-    Error::new(ErrorKind::LaunchFailed, format!("the command was not executed: {e}"))
 }
 
 type Process = <Host as crate::kernel::Kernel>::Process;

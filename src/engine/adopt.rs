@@ -98,7 +98,7 @@ impl Engine {
                 }
                 self.effects.push(Effect::KillCgroup(id));
             }
-            State::Emptied(_) => self.deadlines.set(id, Due::Status, now.mono + super::STATUS_WAIT),
+            State::Emptied(..) => self.deadlines.set(id, Due::Status, now.mono + super::FIRST_STATUS),
             State::Closing(_) => self.deadlines.set(id, Due::Record, now.mono + RECORD_WAIT),
             State::Accepting | State::Containing | State::Live { ready: true } => {}
         }

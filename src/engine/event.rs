@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use crate::model::{
-    Actor, Answer, AuditEvent, CgroupIdentity, Error, Evidence, ExitStatus, KillAnswer, KillMode, Receipt, Rule, RunId,
-    RunSpec, RunView,
+    Actor, Answer, AuditEvent, CgroupIdentity, Error, Evidence, ExitStatus, KillAnswer, KillMode, ProcessId, Receipt,
+    Rule, RunId, RunSpec, RunView,
 };
 
 use super::run::Run;
@@ -96,6 +96,8 @@ pub enum Event {
     Contained {
         /// The run.
         run: RunId,
+        /// The process that will execute the command.
+        main: ProcessId,
         /// Its cgroup.
         cgroup: CgroupIdentity,
         /// What could not be done as asked.

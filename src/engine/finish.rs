@@ -8,7 +8,7 @@ use crate::model::{Actor, AuditEvent, Error, ErrorKind, EventKind, ExitStatus, N
 
 use super::deadlines::Due;
 use super::run::{Closing, Kill};
-use super::{Effect, Engine, Main, RECORD_WAIT, Removal, Run, STATUS_WAIT, State, Stop, Ticket};
+use super::{Effect, Engine, FIRST_STATUS, Main, RECORD_WAIT, Removal, Run, STATUS_WAIT, State, Stop, Ticket};
 
 /// Removal gives EBUSY for some milliseconds after `populated 0`; this often it is tried again, about 5 s in all.
 const REMOVALS: u32 = 60;
@@ -86,7 +86,7 @@ impl Engine {
         run.set_exited(status, oom, now);
         match run.state {
             State::Live { .. } | State::Stopping(..) | State::Killing(..) => self.effects.push(Effect::Look(id)),
-            State::Emptied(_) => self.close(id, now),
+            State::Emptied(..) => self.close(id, now),
             State::Accepting | State::Containing | State::Closing(_) => {}
         }
     }
@@ -97,18 +97,21 @@ impl Engine {
     }
 
     pub(super) fn status_asked(&mut self, id: RunId, status: Option<ExitStatus>, now: Now) {
-        let Some(run) = self.runs.get_mut(&id) else { return };
-        if !matches!(run.state, State::Emptied(_)) {
-            return;
-        }
         if let Some(status) = status {
             return self.status_known(id, status, now);
         }
+        let Some(run) = self.runs.get_mut(&id) else { return };
         let why = match run.main {
             Main::Alive => "its main process left its cgroup",
             Main::Exited { .. } | Main::Unknown => "nobody reported how its main process ended",
         };
-        let State::Emptied(kill) = std::mem::replace(&mut run.state, State::Emptied(None)) else { return };
+        let State::Emptied(kill, since) = &mut run.state else { return };
+        let waited = now.mono.since(*since);
+        if waited < STATUS_WAIT {
+            // Soon after the end at first: a new parent reaps at once. Then ever later: a client has to reconnect.
+            return self.deadlines.set(id, Due::Status, now.mono + waited.max(FIRST_STATUS));
+        }
+        let kill = kill.take();
         let receipt = kill.map(|k| k.receipt(now));
         self.close_as(id, Outcome::Lost { why: why.to_owned() }, receipt, Vec::new(), now);
     }
@@ -116,7 +119,7 @@ impl Engine {
     /// The kernel says that nothing is in the cgroup or below it.
     pub(super) fn emptied(&mut self, id: RunId, now: Now) {
         let Some(run) = self.runs.get_mut(&id) else { return };
-        let kill = match std::mem::replace(&mut run.state, State::Emptied(None)) {
+        let kill = match std::mem::replace(&mut run.state, State::Emptied(None, now.mono)) {
             State::Live { .. } => None,
             // The intent is on its way to the record, and its answer with it; the look after that comes back here.
             state @ State::Stopping(_, Stop::Recording) => return run.state = state,
@@ -124,23 +127,23 @@ impl Engine {
             // Empty before anything was in it, or told twice.
             state => return run.state = state,
         };
-        run.state = State::Emptied(kill);
+        run.state = State::Emptied(kill, now.mono);
         self.deadlines.clear_run(id);
-        self.deadlines.set(id, Due::Status, now.mono + STATUS_WAIT);
+        self.deadlines.set(id, Due::Status, now.mono + FIRST_STATUS);
         self.close(id, now);
     }
 
     /// Closes an emptied run if its outcome is known.
     fn close(&mut self, id: RunId, now: Now) {
         let Some(run) = self.runs.get_mut(&id) else { return };
-        let State::Emptied(kill) = &mut run.state else { return };
-        let kill = kill.take();
+        let State::Emptied(kill, since) = &mut run.state else { return };
+        let (kill, since) = (kill.take(), *since);
         match run.outcome(kill.as_ref()) {
             Some(outcome) => {
                 let receipt = kill.map(|k| k.receipt(now));
                 self.close_as(id, outcome, receipt, Vec::new(), now);
             }
-            None => run.state = State::Emptied(kill),
+            None => run.state = State::Emptied(kill, since),
         }
     }
 

@@ -31,7 +31,7 @@ impl Engine {
             return self.effects.push(Effect::Reply(reply, Err(Error::no_such_run(id))));
         };
         match &mut run.state {
-            State::Emptied(_) | State::Closing(_) => {
+            State::Emptied(..) | State::Closing(_) => {
                 self.effects.push(Effect::Reply(reply, Err(Error::already_finished(id))));
             }
             State::Accepting | State::Containing => self.kill_early(id, mode, reason, actor, Some(reply)),
@@ -243,7 +243,7 @@ impl Engine {
                 self.start_kill(id, KillMode::Graceful, KillReason::ClientGone, Actor::Guardian, Vec::new(), now);
             }
             // Nobody will report any more how it ended; the pidfd may still tell.
-            State::Emptied(_) => self.effects.push(Effect::AskStatus(id)),
+            State::Emptied(..) => self.effects.push(Effect::AskStatus(id)),
             State::Stopping(..) | State::Killing(..) | State::Closing(_) => {}
         }
     }
@@ -292,10 +292,10 @@ impl Engine {
                 self.start_kill(id, KillMode::Graceful, KillReason::Leftovers, Actor::Guardian, Vec::new(), now);
             }
             // Somebody moved a process into a run that had ended: it is in the run's cgroup, so it goes with it.
-            (State::Emptied(_), _) => {
+            (State::Emptied(..), _) => {
                 let state = std::mem::replace(&mut run.state, State::Live { ready: true });
                 self.deadlines.clear(id, Due::Status);
-                if let State::Emptied(Some(kill)) = state {
+                if let State::Emptied(Some(kill), _) = state {
                     run.state = State::Stopping(kill, Stop::Signalling);
                     self.effects.push(Effect::KillCgroup(id));
                 } else {

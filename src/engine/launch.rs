@@ -3,8 +3,8 @@
 use serde_json::json;
 
 use crate::model::{
-    Actor, Answer, CgroupIdentity, Error, ErrorKind, EventKind, KillMode, KillReason, Now, Outcome, Readiness, RunId,
-    RunSpec,
+    Actor, Answer, CgroupIdentity, Error, ErrorKind, EventKind, KillMode, KillReason, Now, Outcome, ProcessId,
+    Readiness, RunId, RunSpec,
 };
 
 use super::deadlines::Due;
@@ -65,12 +65,20 @@ impl Engine {
         }
     }
 
-    pub(super) fn contained(&mut self, id: RunId, cgroup: CgroupIdentity, notices: Vec<String>, now: Now) {
+    pub(super) fn contained(
+        &mut self,
+        id: RunId,
+        main: ProcessId,
+        cgroup: CgroupIdentity,
+        notices: Vec<String>,
+        now: Now,
+    ) {
         let Some(run) = self.runs.get_mut(&id) else { return };
         if !matches!(run.state, State::Containing) {
             return;
         }
         run.state = State::Live { ready: run.spec.limits.readiness == Readiness::Exec };
+        run.spec.main = Some(main);
         run.cgroup = Some(cgroup);
         run.started = Some(now.wall);
         run.ready = matches!(run.state, State::Live { ready: true }).then_some(now.wall);

@@ -50,6 +50,8 @@ const RECORD_WAIT: Duration = Duration::from_millis(500);
 const SETTLE: Duration = Duration::from_millis(100);
 /// How long the client has to report how the main process ended. It may have to start the next instance first.
 const STATUS_WAIT: Duration = Duration::from_secs(3);
+/// When the pidfd is first asked for a status that nobody has reported.
+const FIRST_STATUS: Duration = Duration::from_millis(5);
 /// Slurm found 60 s too short to give up on a process: it is when to alert. The run is never closed for it.
 const UNKILLABLE_AFTER: Duration = Duration::from_secs(60);
 /// First look at whether a run is ready; then at twice the age each time, so that looks stay few and never late by
@@ -134,7 +136,7 @@ impl Engine {
             Event::NotRecorded(ticket) => self.recorded(ticket, false, now),
             Event::StoreTroubled(why) => self.trouble = Some(why),
             Event::StoreRecovered => self.trouble = None,
-            Event::Contained { run, cgroup, notices } => self.contained(run, cgroup, notices, now),
+            Event::Contained { run, main, cgroup, notices } => self.contained(run, main, cgroup, notices, now),
             Event::NotContained { run, error, cgroup } => self.not_contained(run, error, cgroup, now),
             Event::GateOpened { run, result } => self.gate_opened(run, result),
             Event::Probed { run, output } => self.probed(run, output, now),
@@ -251,7 +253,7 @@ impl Engine {
     fn extend(&mut self, id: RunId, rule: Rule, by: Duration, actor: Actor, now: Now) -> Result<Answer, Error> {
         let run = self.runs.get(&id).ok_or_else(|| Error::no_such_run(id))?;
         match run.state {
-            State::Emptied(_) | State::Closing(_) => return Err(Error::already_finished(id)),
+            State::Emptied(..) | State::Closing(_) => return Err(Error::already_finished(id)),
             State::Stopping(..) | State::Killing(..) => {
                 return Err(Error::invalid(format!(
                     "{id} is being ended already: its limits cannot be extended any more"
@@ -280,7 +282,7 @@ impl Engine {
             Some(State::Live { .. }) => {
                 return self.effects.push(Effect::Freeze { run: id, frozen, actor, reply });
             }
-            Some(State::Emptied(_) | State::Closing(_)) => Error::already_finished(id),
+            Some(State::Emptied(..) | State::Closing(_)) => Error::already_finished(id),
             Some(State::Accepting | State::Containing) => Error::invalid(format!("{id} is still starting: try again")),
             // A frozen run cannot act on SIGTERM: a kill thaws it, and nothing may freeze it again.
             Some(State::Stopping(..) | State::Killing(..)) => {

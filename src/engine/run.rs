@@ -88,7 +88,7 @@ pub enum State {
     /// `cgroup.kill` was written.
     Killing(Kill, Killing),
     /// Its cgroup is empty; how the main process ended is still to be told.
-    Emptied(Option<Kill>),
+    Emptied(Option<Kill>, Mono),
     /// It is over and its outcome is being put on record; then its cgroup is removed.
     Closing(Closing),
 }
@@ -243,7 +243,7 @@ impl Run {
             State::Stopping(..) => Phase::Stopping,
             State::Killing(..) => Phase::Killing,
             // The kernel has said that it is empty; who waits is told when that is on record.
-            State::Emptied(_) | State::Closing(_) => Phase::Finished,
+            State::Emptied(..) | State::Closing(_) => Phase::Finished,
         }
     }
 

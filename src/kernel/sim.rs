@@ -229,9 +229,9 @@ impl Kernel for SimKernel {
         CgroupIdentity { path: PathBuf::from(format!("/sim/{}", cgroup.run)), inode: cgroup.inode }
     }
 
-    fn spawn(&mut self, _: &Exec) -> Result<u32, KernelError> {
+    fn spawn(&mut self, _: &Exec, cgroup: &SimCgroup) -> Result<u32, KernelError> {
         Ok(self.0.borrow_mut().start(SimProcess {
-            cgroup: None,
+            cgroup: Some(cgroup.inode),
             ended: None,
             ignores_term: false,
             stuck: false,

@@ -126,7 +126,7 @@ impl Recorder for FakeStore {
 
 struct Known_ {
     id: RunId,
-    main: u32,
+    main: Option<u32>,
     client: Option<u32>,
     grace: Duration,
     inode: Option<u64>,
@@ -205,14 +205,13 @@ impl Bench {
                 }
             }
             Op::MainExits { run, code } => {
-                if let Some(i) = pick(&self.runs, run) {
-                    let main = self.runs[i].main;
+                if let Some(main) = pick(&self.runs, run).and_then(|i| self.runs[i].main) {
                     self.world.borrow_mut().end(main, ExitStatus::Exited(code));
                 }
             }
             Op::OthersExit { run } => {
                 if let Some((inode, main)) =
-                    pick(&self.runs, run).and_then(|i| Some((self.runs[i].inode?, self.runs[i].main)))
+                    pick(&self.runs, run).and_then(|i| Some((self.runs[i].inode?, self.runs[i].main?)))
                 {
                     let others: Vec<u32> = self.world.borrow().living(inode).filter(|p| *p != main).collect();
                     others.into_iter().for_each(|p| self.world.borrow_mut().end(p, ExitStatus::Exited(0)));
@@ -268,7 +267,7 @@ impl Bench {
     fn client_knows(&self, i: usize) -> Option<ExitStatus> {
         let world = self.world.borrow();
         let client = self.runs[i].client.filter(|c| world.processes[c].ended.is_none());
-        client.and(world.processes[&self.runs[i].main].ended)
+        client.and(world.processes[&self.runs[i].main?].ended)
     }
 
     fn unstick(&mut self, i: usize) {
@@ -311,10 +310,10 @@ impl Bench {
             SimProcess { cgroup: None, ended: None, ignores_term: false, stuck: false, gated: true, ours: false };
         let exec = Exec { argv: vec![], env: vec![], cwd: vec![], log: "/sim/log".into() };
         let (main, client) = if detached {
-            (self.driver.kernel.spawn(&exec).unwrap(), None)
+            (None, None)
         } else {
             let mut world = self.world.borrow_mut();
-            (world.start(outside), Some(world.start(SimProcess { gated: false, ..outside })))
+            (Some(world.start(outside)), Some(world.start(SimProcess { gated: false, ..outside })))
         };
         let process = |pid: u32| ProcessId { pid, start_ticks: u64::from(pid) };
         let grace = Duration::from_millis(grace_ms);
@@ -326,7 +325,7 @@ impl Bench {
             cwd: "/".into(),
             uid: 7,
             user: "me".into(),
-            main: Some(process(main)),
+            main: main.map(process),
             client: client.map(process),
             limits: Limits {
                 init_timeout: some(init_ms),
@@ -337,7 +336,7 @@ impl Bench {
             },
             log: None,
         };
-        self.driver.hold(id, Held::new(Some(main), client));
+        self.driver.hold(id, if detached { Held::detached(exec) } else { Held::new(main, client) });
         self.runs.push(Known_ { id, main, client, grace, inode: None });
         let (reply, answers) = self.reply();
         self.driver.handle(Event::Launch { spec: Box::new(spec), reply, actor: me() });
@@ -447,6 +446,8 @@ impl Bench {
 
     fn check(&mut self) {
         for known in &mut self.runs {
+            let run = self.driver.engine().run(known.id);
+            known.main = run.and_then(|r| r.spec.main).map(|m| m.pid).or(known.main);
             known.inode =
                 self.driver.engine().run(known.id).and_then(|r| r.cgroup.as_ref()).map(|c| c.inode).or(known.inode);
             if let Ending::Finished(view) = self.published.ending(known.id) {
@@ -524,7 +525,7 @@ impl Bench {
         use guardian::engine::State::{Closing, Emptied, Killing, Stopping};
         self.driver.engine().run(run).is_some_and(|r| match &r.state {
             Closing(closing) => closing.receipt.as_ref().is_some_and(|r| r.mode == KillMode::Force),
-            Stopping(kill, _) | Killing(kill, _) | Emptied(Some(kill)) => kill.answer.mode == KillMode::Force,
+            Stopping(kill, _) | Killing(kill, _) | Emptied(Some(kill), _) => kill.answer.mode == KillMode::Force,
             _ => false,
         })
     }
