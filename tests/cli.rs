@@ -35,7 +35,7 @@ fn guarding() -> (Instance, Asked) {
             published.put(live(2, uid));
             Ok(Answer::Run(id(2)))
         }
-        Command::Kill { mode, text, .. } => {
+        Command::Kill { run, mode, text } => {
             log.lock().unwrap().push(format!("kill {mode} {text}"));
             let why = KillReason::Requested { text: text.clone() };
             if let (Some(pidfd), None) = (&child, &reason) {
@@ -45,7 +45,7 @@ fn guarding() -> (Instance, Asked) {
             }
             reason = Some(why.clone());
             let actor = Actor::User { uid, name: "me".into() };
-            Ok(Answer::Kill(KillAnswer { run: id(1), mode: *mode, reason: why, actor, requested_at: Wall(1) }))
+            Ok(Answer::Kill(KillAnswer { run: *run, mode: *mode, reason: why, actor, requested_at: Wall(1) }))
         }
         Command::ReportExit { status, .. } => {
             log.lock().unwrap().push(format!("{status:?}"));
@@ -127,6 +127,39 @@ fn a_signal_to_the_client_is_a_graceful_kill_and_explained() {
     assert_eq!(asked.lock().unwrap()[1], "kill graceful SIGTERM to the client");
     assert!(told.contains("guardian: run_000000000001 was ended: SIGTERM to the client\n"), "{told}");
     assert!(told.contains("SIGTERM to 2 processes, no cgroup.kill needed, 0 survivors, 4 ms"), "{told}");
+}
+
+#[test]
+fn a_run_outlives_its_instance() {
+    let (mut first, asked) = guarding();
+    let (second, _) = guarding();
+    let mut process = guardian(&first);
+    let child = process.args(["run", "sh", "-c", "sleep 1; exit 5"]).stderr(Stdio::piped()).spawn().unwrap();
+    within("attached", || !asked.lock().unwrap().is_empty());
+    second.published.put(live(1, second.uid));
+    std::fs::rename(&second.socket, &first.socket).unwrap();
+    first.stop.take().unwrap().send(()).unwrap();
+    let out = child.wait_with_output().unwrap();
+    let told = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert_eq!(out.status.code(), Some(5), "{told}");
+    assert!(told.contains("looking for the next instance"), "{told}");
+}
+
+#[test]
+fn an_instance_that_does_not_answer_does_not_hold_up_a_signal() {
+    let dir = tempfile::tempdir().unwrap();
+    let witness = dir.path().join("witness");
+    let listener = std::os::unix::net::UnixListener::bind(dir.path().join("bus.sock")).unwrap();
+    let mut process = Process::new(env!("CARGO_BIN_EXE_guardian"));
+    process.arg("--state-dir").arg(dir.path()).args(["run", "touch"]).arg(&witness).stderr(Stdio::null());
+    let mut child = process.spawn().unwrap();
+    let _silent = listener.accept().unwrap();
+    // The signals are blocked before it connects.
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(143));
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(!witness.exists());
 }
 
 #[test]

@@ -1,4 +1,6 @@
 //! An instance without an engine: the real bus on a real socket, a scripted engine, and a list for a store.
+// Each test binary uses what it needs.
+#![allow(dead_code)]
 
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -56,6 +58,8 @@ pub struct Instance {
     pub shelf: Arc<Shelf>,
     pub signals: tokio::sync::broadcast::Sender<Signal>,
     pub connections: bus::Connections,
+    /// Sending ends it, with every connection.
+    pub stop: Option<tokio::sync::oneshot::Sender<()>>,
     pub uid: u32,
 }
 
@@ -92,11 +96,17 @@ pub fn instance_in(dir: &Path, mut script: Script) -> Instance {
     });
     let services = Services::new(commands, published.clone(), shelf.clone(), processes, about, signals.clone());
     let (count, connections) = tokio::sync::watch::channel(0);
+    let (stop, stopped) = tokio::sync::oneshot::channel();
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(bus::serve_private(listener, services, count)).unwrap();
+        runtime.block_on(async {
+            tokio::select! {
+                served = bus::serve_private(listener, services, count) => served.unwrap(),
+                Ok(()) = stopped => {}
+            }
+        });
     });
-    Instance { _dir: None, socket, published, shelf, signals, connections, uid }
+    Instance { _dir: None, socket, published, shelf, signals, connections, stop: Some(stop), uid }
 }
 
 pub fn id(n: u64) -> RunId {
