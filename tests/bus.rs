@@ -1,188 +1,32 @@
 //! The bus over a real socket, with a scripted engine on the other end of the command channel.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+mod fake;
+
 use std::collections::HashMap;
 use std::future::Future;
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::pin::Pin;
 use std::process::Command as Process;
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use guardian::bus::client::Client;
-use guardian::bus::{self, About, AuditReport, History, RunFilter, Services, Signal};
-use guardian::daemon::command::{Answer, Command, Commands, Envelope, LaunchRequest};
-use guardian::daemon::published::{InstanceView, Published};
+use guardian::bus::{self, RunFilter, Signal};
+use guardian::daemon::command::{Answer, Command, LaunchRequest};
 use guardian::model::*;
 use zbus::export::futures_core::Stream;
 
-/// The store's readers, from a list.
-#[derive(Default)]
-struct Shelf {
-    runs: Mutex<Vec<RunView>>,
-    rows: Mutex<Vec<AuditRow>>,
-}
-
-impl History for Shelf {
-    fn run(&self, id: RunId) -> Result<Option<RunView>, Error> {
-        Ok(self.runs.lock().unwrap().iter().find(|v| v.spec.id == id).cloned())
-    }
-
-    fn runs(&self, filter: &RunFilter) -> Result<Vec<RunView>, Error> {
-        let runs = self.runs.lock().unwrap();
-        Ok(runs.iter().filter(|v| filter.admits(v)).take(filter.limit as usize).cloned().collect())
-    }
-
-    fn resolve(&self, prefix: &str, owner: Option<u32>) -> Result<Vec<RunId>, Error> {
-        let runs = self.runs.lock().unwrap();
-        let fits = |v: &&RunView| v.spec.id.to_string().starts_with(prefix) && owner.is_none_or(|o| o == v.spec.uid);
-        Ok(runs.iter().filter(fits).map(|v| v.spec.id).take(3).collect())
-    }
-
-    fn events(&self, after: u64, max: u32, run: Option<RunId>) -> Result<Vec<AuditRow>, Error> {
-        let rows = self.rows.lock().unwrap();
-        let wanted = |r: &&AuditRow| r.seq > after && run.is_none_or(|id| r.event.run == Some(id));
-        Ok(rows.iter().filter(wanted).take(max as usize).cloned().collect())
-    }
-
-    fn verify(&self) -> Result<AuditReport, Error> {
-        let rows = self.rows.lock().unwrap().len() as u64;
-        Ok(AuditReport { rows, first_seq: 1, last_seq: rows, last_hash: "ab".into(), broken: Some((2, "hash".into())) })
-    }
-
-    fn last_seq(&self) -> Result<u64, Error> {
-        Ok(self.rows.lock().unwrap().len() as u64)
-    }
-}
-
-struct Instance {
-    _dir: tempfile::TempDir,
-    socket: PathBuf,
-    published: Arc<Published>,
-    shelf: Arc<Shelf>,
-    signals: tokio::sync::broadcast::Sender<Signal>,
-    connections: bus::Connections,
-    uid: u32,
-}
-
-type Script = Box<dyn FnMut(&Command) -> Result<Answer, Error> + Send>;
-
-/// An instance on a thread of its own, with an engine that answers as the script says.
-fn instance(mut script: Script) -> Instance {
-    let dir = tempfile::tempdir().unwrap();
-    let socket = dir.path().join("bus.sock");
-    let listener = UnixListener::bind(&socket).unwrap();
-    let published = Arc::new(Published::default());
-    published.put_instance(InstanceView { kills_total: 3, runs_total: 9, ..InstanceView::default() });
-    let shelf = Arc::new(Shelf::default());
-    let (commands, inbox): (Commands, mpsc::Receiver<Envelope>) = Commands::new(Arc::new(|| {}));
-    std::thread::spawn(move || {
-        while let Ok(envelope) = inbox.recv() {
-            let answer = script(&envelope.command);
-            let _ = envelope.reply.send(answer);
-        }
-    });
-    let signals = bus::signals();
-    let uid = rustix::process::getuid().as_raw();
-    let about = About { version: "1.2.3".into(), pid: 77, uid, backend: "cgroupfs".into(), ..About::default() };
-    let processes = Arc::new(|v: &RunView| {
-        Ok(vec![ProcessSeen { pid: v.spec.main.unwrap().pid, ppid: 1, name: "sh".into(), state: 'S', wchan: None }])
-    });
-    let services = Services::new(commands, published.clone(), shelf.clone(), processes, about, signals.clone());
-    let (count, connections) = tokio::sync::watch::channel(0);
-    std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(bus::serve_private(listener, services, count)).unwrap();
-    });
-    Instance { _dir: dir, socket, published, shelf, signals, connections, uid }
-}
+use fake::{Instance, finished, id, instance, live};
 
 fn quiet() -> Instance {
-    instance(Box::new(|_| Ok(Answer::Done)))
+    instance(Box::new(|_, _| Ok(Answer::Done)))
 }
 
 fn wait<T>(future: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async { tokio::time::timeout(Duration::from_secs(20), future).await.expect("within 20 s") })
-}
-
-fn id(n: u64) -> RunId {
-    let [_, _, bytes @ ..] = n.to_be_bytes();
-    RunId::from_bytes(bytes)
-}
-
-fn live(n: u64, uid: u32) -> RunView {
-    let limits = Limits {
-        init_timeout: Some(Duration::from_secs(1800)),
-        max_runtime: None,
-        grace: Duration::from_secs(10),
-        readiness: Readiness::Output,
-        resources: Resources { memory_max_bytes: Some(1 << 30), tasks_max: None, cpu_max_percent: None },
-    };
-    RunView {
-        spec: RunSpec {
-            id: id(n),
-            workflow: "builder".into(),
-            name: None,
-            command: vec!["sh".into(), "-c".into(), "sleep 1000".into()],
-            cwd: "/root".into(),
-            uid,
-            user: "root".into(),
-            main: Some(ProcessId { pid: 4242, start_ticks: 99 }),
-            client: None,
-            limits,
-            log: Some("/state/logs/x.log".into()),
-        },
-        phase: Phase::Running,
-        health: Health::Healthy,
-        reasons: vec![],
-        containment: Containment::Cgroupfs,
-        cgroup: Some(CgroupIdentity { path: format!("/sys/fs/cgroup/guardian/{}", id(n)).into(), inode: 1000 + n }),
-        frozen: false,
-        created_at: Wall(1_700_000_000_000_000 + n),
-        started_at: Some(Wall(1_700_000_000_000_100 + n)),
-        ready_at: Some(Wall(1_700_000_000_000_200 + n)),
-        finished_at: None,
-        deadlines: vec![(Rule::InitTimeout, Wall(1_700_001_800_000_000))],
-        outcome: None,
-        receipt: None,
-        usage: Usage { cpu_usec: Some(12_345), memory_bytes: Some(1 << 20), tasks: Some(3) },
-        notices: vec![],
-    }
-}
-
-fn finished(n: u64, uid: u32) -> RunView {
-    let reason = KillReason::Limit { rule: Rule::MaxRuntime, allowed: Duration::from_secs(3) };
-    let step = |kind, elapsed_usec| Step { kind, at: Wall(5), elapsed_usec, processes: 2 };
-    let seen = |pid| ProcessSeen { pid, ppid: 1, name: "sl\neep".into(), state: 'S', wchan: Some("hrtimer".into()) };
-    let reasons = HealthReason { rule: Rule::MaxRuntime, level: Health::Warning, text: "80 %".into(), since: Wall(9) };
-    RunView {
-        phase: Phase::Finished,
-        health: Health::Warning,
-        reasons: vec![reasons],
-        frozen: true,
-        finished_at: Some(Wall(1_700_000_009_000_000)),
-        outcome: Some(Outcome::Killed { reason: reason.clone() }),
-        receipt: Some(Receipt {
-            run: id(n),
-            mode: KillMode::Graceful,
-            reason,
-            actor: Actor::Guardian,
-            requested_at: Wall(4),
-            duration_usec: 4321,
-            steps: vec![step(StepKind::IntentRecorded, 1), step(StepKind::Terminated, 2), step(StepKind::Emptied, 3)],
-            terminated: 2,
-            killed: 0,
-            survivors: 0,
-            processes: vec![seen(7), seen(8)],
-            processes_total: 2,
-        }),
-        notices: vec!["memory_max cannot be enforced here".into()],
-        usage: Usage::default(),
-        ..live(n, uid)
-    }
 }
 
 fn row(seq: u64, run: Option<RunId>) -> AuditRow {
@@ -220,7 +64,7 @@ fn a_view_arrives_as_it_was_published() {
 fn a_launch_arrives_whole_and_is_checked_before_the_engine_sees_it() {
     let seen = Arc::new(Mutex::new(None));
     let saw = seen.clone();
-    let i = instance(Box::new(move |command| match command {
+    let i = instance(Box::new(move |command, _| match command {
         Command::Start { request } | Command::Attach { request, .. } => {
             *saw.lock().unwrap() = Some(request.clone());
             Ok(Answer::Run(id(5)))
@@ -261,7 +105,7 @@ fn a_hundred_simultaneous_kills_get_a_hundred_equal_answers() {
         requested_at: Wall(17),
     };
     let given = answer.clone();
-    let i = instance(Box::new(move |_| {
+    let i = instance(Box::new(move |_, _| {
         std::thread::sleep(Duration::from_micros(300));
         Ok(Answer::Kill(given.clone()))
     }));
@@ -372,12 +216,16 @@ fn a_long_state_directory_can_be_connected_to() {
     });
 }
 
-/// The interfaces of an introspection, without indentation, comments and what every object has.
+/// One interface of an introspection, without indentation and comments.
 fn interface(xml: &str, name: &str) -> String {
     let start = xml.find(&format!("<interface name=\"{name}\">")).unwrap_or_else(|| panic!("no {name} in {xml}"));
     let end = xml[start..].find("</interface>").unwrap() + start;
-    let lines = xml[start..end].lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with("<!--"));
-    lines.collect::<Vec<_>>().join("\n")
+    let mut text = xml[start..end].to_owned();
+    while let Some(comment) = text.find("<!--") {
+        let over = text[comment..].find("-->").unwrap() + comment + 3;
+        text.replace_range(comment..over, "");
+    }
+    text.lines().map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join("\n")
 }
 
 #[test]
@@ -487,10 +335,8 @@ fn who_listens_is_told() {
         let mut got = Vec::new();
         while got.len() < 2 {
             let message = std::future::poll_fn(|cx| Pin::new(&mut heard).poll_next(cx)).await.unwrap().unwrap();
-            if let Some(member) = message.header().member() {
-                if message.header().message_type() == zbus::message::Type::Signal {
-                    got.push(member.to_string());
-                }
+            if message.header().message_type() == zbus::message::Type::Signal {
+                got.extend(message.header().member().map(|m| m.to_string()));
             }
         }
         assert_eq!(got, ["EventAppended", "RunFinished"]);

@@ -50,10 +50,9 @@ pub fn from_bus(error: zbus::Error) -> Error {
 }
 
 fn from_named(name: &str, message: String) -> Error {
-    if let Some(kind) = name.strip_prefix(ERROR_PREFIX) {
-        if let Some(kind) = ErrorKind::ALL.iter().find(|k| k.as_str() == kind) {
-            return Error::new(*kind, message);
-        }
+    let ours = name.strip_prefix(ERROR_PREFIX);
+    if let Some(kind) = ErrorKind::ALL.iter().find(|k| ours == Some(k.as_str())) {
+        return Error::new(*kind, message);
     }
     let kind = match name.strip_prefix("org.freedesktop.DBus.Error.") {
         Some("InvalidArgs" | "InconsistentMessage") => ErrorKind::InvalidArgument,

@@ -368,10 +368,9 @@ impl Manager {
             return Ok(RunDict::from(view.as_ref()));
         }
         // A run that is over meanwhile is shown as it ended.
-        if let Err(e) = self.request().ask(Command::Refresh(view.spec.id)).await {
-            if !matches!(e.kind, ErrorKind::NoSuchRun | ErrorKind::AlreadyFinished) {
-                return Err(e.into());
-            }
+        match self.request().ask(Command::Refresh(view.spec.id)).await {
+            Err(e) if !matches!(e.kind, ErrorKind::NoSuchRun | ErrorKind::AlreadyFinished) => return Err(e.into()),
+            _ => {}
         }
         Ok(RunDict::from(self.request().run(view.spec.id).await?.as_ref()))
     }

@@ -331,7 +331,7 @@ impl RunObject {
 
     #[zbus(property(emits_changed_signal = "false"))]
     async fn kill_steps(&self) -> Result<Vec<WireStep>, Refusal> {
-        self.receipt(|r| view::steps(r)).await
+        self.receipt(view::steps).await
     }
 
     #[zbus(property(emits_changed_signal = "false"))]

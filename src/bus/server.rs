@@ -178,11 +178,11 @@ impl Objects {
         let request = Request { services: &self.services, caller: &self.caller };
         let Ok(view) = request.run(id).await else { return };
         let object = RunObject::new(self.services.clone(), self.caller.clone(), view);
-        if let Ok(None) = server.at(run_path(id), object).await {
-            if let Some(oldest) = self.remember(id) {
-                // It is made again when it is asked for again.
-                let _ = server.remove::<RunObject, _>(run_path(oldest)).await;
-            }
+        if let Ok(None) = server.at(run_path(id), object).await
+            && let Some(oldest) = self.remember(id)
+        {
+            // It is made again when it is asked for again.
+            let _ = server.remove::<RunObject, _>(run_path(oldest)).await;
         }
     }
 

@@ -185,6 +185,7 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(b"one\ntwo\nthree\n").unwrap();
         assert_eq!([0, 1, 2, 3, 9].map(|n| last_lines(&file, n).unwrap()), [14, 8, 4, 0, 0]);
+        file.seek(SeekFrom::End(0)).unwrap();
         file.write_all(b"four").unwrap();
         assert_eq!([1, 2].map(|n| last_lines(&file, n).unwrap()), [14, 8]);
     }

@@ -80,8 +80,20 @@ async fn foreground(
     signals: Signals,
     terminal: Option<&Terminal>,
 ) -> Result<i32, Error> {
-    let client = session.connect().await?;
-    let run = client.attach(request, child.pidfd().as_fd()).await?;
+    let attach = async {
+        let client = session.connect().await?;
+        let run = client.attach(request, child.pidfd().as_fd()).await?;
+        Ok::<_, Error>((client, run))
+    };
+    let (client, run) = tokio::select! {
+        attached = attach => attached?,
+        // An instance that does not answer must not hold up ^C. The gate closes; an attached run ends with its process.
+        signal = signals.first() => {
+            let signal = signal?;
+            note(format!("{signal} before the command was contained: it is not executed"));
+            return Ok(128 + signal as i32);
+        }
+    };
     let pidfd = child.pidfd().try_clone().map_err(|e| Error::internal(format!("cannot keep a pidfd: {e}")))?;
     // The gate is a blocking read of a few microseconds; nothing else is going on in this thread yet.
     let executed = child.open_as(run, None);
@@ -216,6 +228,18 @@ impl Signals {
         let failed = |e: nix::Error| Error::internal(format!("cannot take signals: {e}"));
         pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&set), None).map_err(failed)?;
         SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC).map(Self).map_err(failed)
+    }
+
+    /// The first signal that comes.
+    async fn first(&self) -> Result<Signal, Error> {
+        let failed = |e: io::Error| Error::internal(format!("cannot take signals: {e}"));
+        let ready = readable(self.0.as_fd()).map_err(failed)?;
+        loop {
+            if let Some((signal, _)) = self.next() {
+                return Ok(signal);
+            }
+            ready.readable().await.map_err(failed)?.clear_ready();
+        }
     }
 
     /// The next signal that came, and its `si_code`.

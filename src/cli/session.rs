@@ -90,7 +90,9 @@ impl Session {
                 Err(_) => {}
             }
             if words.read() && !words.text.trim().is_empty() {
-                return Err(failed(words.text.trim().to_owned()));
+                // It says so as it would to a person.
+                let said = words.text.trim();
+                return Err(failed(said.strip_prefix("guardian: ").unwrap_or(said).to_owned()));
             }
             if begin.elapsed() > START {
                 let said = if words.text.is_empty() { "it said nothing".into() } else { words.text };
