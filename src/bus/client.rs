@@ -4,7 +4,7 @@
 //! live runs up.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -127,6 +127,12 @@ impl Client {
     pub async fn start(&self, request: &LaunchRequest) -> Result<RunId, Error> {
         let (id, _): (String, OwnedObjectPath) = self.call("StartRun", &(LaunchDict::from(request),)).await?;
         id_from(&id)
+    }
+
+    /// ReserveRun: an id for a foreground run and, where the instance has it to give, its cgroup.
+    pub async fn reserve(&self) -> Result<(RunId, Option<OwnedFd>), Error> {
+        let (id, cgroup): (String, Vec<zbus::OwnedFd>) = self.call("ReserveRun", &()).await?;
+        Ok((id_from(&id)?, cgroup.into_iter().next().map(Into::into)))
     }
 
     /// AttachRun: contains the gated child.

@@ -12,11 +12,11 @@ pub fn main(verb: &ConfigVerb, session: &Session, out: &Output) -> Done {
         ConfigVerb::Check { file: Some(file) } => Some(file.as_path()),
         ConfigVerb::Check { file: None } | ConfigVerb::Show => session.config(),
     };
-    let loaded = config::load(file)?;
+    let (loaded, files) = config::load_for_user(file)?;
     match verb {
-        ConfigVerb::Show => out.line(loaded.text)?,
+        ConfigVerb::Show => out.line(loaded.to_string().trim_end())?,
         ConfigVerb::Check { .. } => {
-            let files: Vec<_> = loaded.files.iter().map(|f| escape(&f.to_string_lossy())).collect();
+            let files: Vec<_> = files.iter().map(|f| escape(&f.to_string_lossy())).collect();
             let what = if files.is_empty() { "the defaults (there is no file)".to_owned() } else { files.join(", ") };
             out.line(format!("{what}: good"))?;
         }

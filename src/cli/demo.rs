@@ -55,6 +55,7 @@ pub async fn main(session: &Session, out: &Output) -> Done {
     let mut runs = Vec::new();
     for act in acts() {
         let request = LaunchRequest {
+            reserved: None,
             workflow: Some("demo".into()),
             name: Some(act.name.into()),
             argv: ["sh", "-c", act.script].map(|a| a.as_bytes().to_vec()).to_vec(),

@@ -27,6 +27,7 @@ pub fn request(args: &RunArgs) -> Result<LaunchRequest, Error> {
             tasks_max: args.tasks_max.map(|l| l.0),
             cpu_max_percent: args.cpu_max.map(|l| percent(l.0)),
         },
+        reserved: None,
     })
 }
 

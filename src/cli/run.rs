@@ -1,8 +1,8 @@
 //! `run`: a command as if guardian were not there, but contained, watched, and ended whole.
 //!
 //! ```text
-//!  fork the gated child ─▶ connect (start the instance) ─▶ AttachRun(pidfd) ─▶ open the gate
-//!      ▲ before any thread                                      │ refused: the gate closes, nothing was executed
+//!  connect (start the instance) ─▶ ReserveRun ─▶ fork the gated child into its cgroup ─▶ AttachRun ─▶ open the gate
+//!                                                               │ refused: the gate closes, nothing was executed
 //!                                                               ▼
 //!      ┌── the child exits: reap, ReportExit ◀──┐
 //!      │── a signal to us: KillRun              ├── until WaitRun answers: the run is over, its cgroup empty
@@ -62,11 +62,8 @@ fn run(args: &RunArgs, session: &Session, out: &Output) -> Result<i32, Error> {
         return Ok(0);
     }
     let terminal = Terminal::save();
-    let child = gate::foreground(&request.argv, env)
-        .map_err(|e| Error::new(ErrorKind::LaunchFailed, format!("cannot start a process: {e}")))?;
-    // Only now: the child must not have them blocked, and until it is contained they may simply end us, and it.
     let signals = Signals::block()?;
-    let status = runtime()?.block_on(foreground(session, &request, child, signals, terminal.as_ref()));
+    let status = runtime()?.block_on(foreground(session, request, env, signals, terminal.as_ref()));
     if let Some(terminal) = terminal {
         terminal.restore();
     }
@@ -75,17 +72,19 @@ fn run(args: &RunArgs, session: &Session, out: &Output) -> Result<i32, Error> {
 
 async fn foreground(
     session: &Session,
-    request: &LaunchRequest,
-    mut child: Gated,
+    request: LaunchRequest,
+    env: Vec<Vec<u8>>,
     signals: Signals,
     terminal: Option<&Terminal>,
 ) -> Result<i32, Error> {
     let attach = async {
-        let client = session.connect().await?;
-        let run = client.attach(request, child.pidfd().as_fd()).await?;
-        Ok::<_, Error>((client, run))
+        let (client, run, cgroup) = reserve(session).await?;
+        let child = gated(&request, env, run, cgroup.as_ref().map(AsFd::as_fd))?;
+        let request = LaunchRequest { reserved: Some(run), ..request };
+        client.attach(&request, child.pidfd().as_fd()).await?;
+        Ok::<_, Error>((client, run, child))
     };
-    let (client, run) = tokio::select! {
+    let (client, run, mut child) = tokio::select! {
         attached = attach => attached?,
         // An instance that does not answer must not hold up ^C. The gate closes; an attached run ends with its process.
         signal = signals.first() => {
@@ -96,7 +95,7 @@ async fn foreground(
     };
     let pidfd = child.pidfd().try_clone().map_err(|e| Error::internal(format!("cannot keep a pidfd: {e}")))?;
     // The gate is a blocking read of a few microseconds; nothing else is going on in this thread yet.
-    let executed = child.open_as(run, None);
+    let executed = child.open(None);
     let view = Watch { session, run, pidfd, signals, terminal }.until_over(client).await?;
     if let Err(e) = executed {
         note(escape(&e.to_string()));
@@ -110,6 +109,28 @@ async fn foreground(
         .as_ref()
         .map(|o| o.exit_status())
         .ok_or_else(|| Error::internal(format!("{run} is over without outcome")))
+}
+
+/// Connects and reserves the run. An idle instance may exit just then: the next one is asked.
+async fn reserve(session: &Session) -> Result<(Client, RunId, Option<OwnedFd>), Error> {
+    let reserve = async |client: Client| client.reserve().await.map(|(run, cgroup)| (client, run, cgroup));
+    match reserve(session.connect().await?).await {
+        Err(e) if e.kind == ErrorKind::Unavailable => reserve(session.connect().await?).await,
+        reserved => reserved,
+    }
+}
+
+/// The command behind its gate, with the run's id in its environment: the mark by which it is known.
+fn gated(
+    request: &LaunchRequest,
+    mut env: Vec<Vec<u8>>,
+    run: RunId,
+    cgroup: Option<BorrowedFd<'_>>,
+) -> Result<Gated, Error> {
+    env.retain(|e| !e.starts_with(b"GUARDIAN_RUN_ID="));
+    env.push(format!("GUARDIAN_RUN_ID={run}").into_bytes());
+    gate::foreground(&request.argv, env, cgroup)
+        .map_err(|e| Error::new(ErrorKind::LaunchFailed, format!("cannot start a process: {e}")))
 }
 
 /// A run under way.

@@ -452,7 +452,8 @@ impl<K: Kernel, R: Recorder> Driver<K, R> {
     }
 }
 
-fn launch_error(error: &KernelError) -> Error {
+/// Why a run could not be contained.
+pub fn launch_error(error: &KernelError) -> Error {
     let kind = match error {
         KernelError::NotDelegated { .. } => ErrorKind::NotDelegated,
         _ => ErrorKind::LaunchFailed,

@@ -4,6 +4,7 @@
 //! Decides nothing.
 
 use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -74,6 +75,8 @@ pub struct Host {
     kept: Arc<()>,
     kept_most: usize,
     orphans: Orphans,
+    /// Cgroups made before their run was launched.
+    reserved: HashMap<RunId, CgroupDir>,
 }
 
 /// A run's cgroup.
@@ -185,8 +188,33 @@ impl Host {
             kept: Arc::new(()),
             kept_most: limit / KEPT_SHARE,
             orphans: Orphans::default(),
+            reserved: HashMap::new(),
         };
         Ok((host, waker))
+    }
+
+    /// A process that a client gave by its pidfd.
+    pub fn process(&self, pidfd: OwnedFd) -> Result<HostProcess, KernelError> {
+        let id = process::identify(&pidfd)?;
+        let (status, watch) = (Cell::new(None), RefCell::default());
+        Ok(HostProcess { pidfd: Arc::new(pidfd), id, gate: None, orphans: None, status, watch })
+    }
+
+    /// Makes the cgroup of a run that is about to be launched, so that its client can fork into it. `create` finds it.
+    pub fn reserve(&mut self, run: RunId) -> Result<OwnedFd, KernelError> {
+        let Created { cgroup, .. } = self.subtree.create(run, &Resources::default())?;
+        let fd = cgroup.as_fd().try_clone_to_owned().map_err(|source| KernelError::Io {
+            op: "keep",
+            what: cgroup.path().display().to_string(),
+            source,
+        })?;
+        self.reserved.insert(run, cgroup);
+        Ok(fd)
+    }
+
+    /// Gives up a cgroup that was reserved and not used.
+    pub fn unreserve(&mut self, run: RunId) -> Option<HostCgroup> {
+        self.reserved.remove(&run).and_then(|dir| self.cgroup(dir).ok())
     }
 
     /// The directory that holds the runs' cgroups.
@@ -258,7 +286,10 @@ impl Kernel for Host {
     }
 
     fn create(&mut self, run: RunId, resources: &Resources) -> Result<Created<HostCgroup>, KernelError> {
-        let Created { cgroup, notices } = self.subtree.create(run, resources)?;
+        let Created { cgroup, notices } = match self.reserved.remove(&run) {
+            Some(cgroup) => self.subtree.limit(cgroup, resources),
+            None => self.subtree.create(run, resources)?,
+        };
         Ok(Created { cgroup: self.cgroup(cgroup)?, notices })
     }
 

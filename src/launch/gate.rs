@@ -141,12 +141,11 @@ impl Gated {
     }
 }
 
-/// Starts a command behind a gate for the client of a foreground run: same terminal, process group, environment,
-/// directory and descriptors, so that job control and pipes work as if the client were not there. To be called before
-/// the client starts any thread.
-pub fn foreground(argv: &[Vec<u8>]) -> Result<Gated, KernelError> {
-    let env = std::env::vars_os().map(|(key, value)| [key.as_bytes(), b"=", value.as_bytes()].concat()).collect();
-    launch(argv, env, None, None)
+/// Starts a command behind a gate for the client of a foreground run, with this environment: same terminal, process
+/// group, directory and descriptors, so that job control and pipes work as if the client were not there. Where the kernel
+/// can do so, it begins in `cgroup`.
+pub fn foreground(argv: &[Vec<u8>], env: Vec<Vec<u8>>, cgroup: Option<BorrowedFd<'_>>) -> Result<Gated, KernelError> {
+    launch(argv, env, None, cgroup)
 }
 
 /// Starts a command behind a gate for a detached run: a session of its own, nothing of the caller's but the umask.
@@ -318,7 +317,8 @@ mod tests {
         let script = b"[ $(ps -o pgid= -p $$) = $1 ] && exit 5".to_vec();
         let group = rustix::process::getpgrp().as_raw_nonzero().to_string();
         let argv = [b"sh".to_vec(), b"-c".to_vec(), script, b"sh".to_vec(), group.into_bytes()];
-        let mut gated = foreground(&argv).unwrap();
+        let env = vec![b"PATH=/usr/bin:/bin".to_vec()];
+        let mut gated = foreground(&argv, env, None).unwrap();
         assert_eq!(gated.command(), "sh");
         gated.open(None).unwrap();
         assert_eq!(reaped(&gated), ExitStatus::Exited(5));

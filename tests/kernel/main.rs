@@ -159,7 +159,7 @@ fn a_gated_child_holds_no_copy_of_its_own_gate() {
     let Some(mut rig) = Rig::new(false) else { return };
     let (_, cgroup) = rig.cgroup();
     let detached = rig.host.spawn(&rig.exec(&["true"], &cgroup)).unwrap();
-    let foreground = guardian::launch::gate::foreground(&[b"true".to_vec()]).unwrap();
+    let foreground = guardian::launch::gate::foreground(&[b"true".to_vec()], Vec::new(), None).unwrap();
     for pid in [rig.host.process_id(&detached).pid, foreground.id().pid] {
         // The gate is the pipe that the child reads from while it waits.
         let mut gate = None;
