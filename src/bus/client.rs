@@ -38,7 +38,7 @@ const CALL: Duration = Duration::from_secs(30);
 /// The time that checking the whole audit may take.
 const VERIFY: Duration = Duration::from_secs(600);
 /// The longest path that fits into a socket address.
-const ADDRESS_MAX: usize = 107;
+pub(super) const ADDRESS_MAX: usize = 107;
 
 /// A connection to an instance.
 #[derive(Debug, Clone)]

@@ -245,6 +245,7 @@ mod tests {
 
     use super::*;
     use crate::model::LimitUpdate;
+    use crate::model::RunId;
 
     fn request() -> LaunchRequest {
         LaunchRequest { argv: vec![b"sh".to_vec(), b"-c".to_vec()], cwd: b"/tmp".to_vec(), ..LaunchRequest::default() }
@@ -278,6 +279,7 @@ mod tests {
             cpu_max_percent: Some(Some(150)),
         };
         let full = LaunchRequest {
+            reserved: Some(RunId::from_bytes([1; 6])),
             workflow: Some("builder".into()),
             name: Some("näme".into()),
             argv: vec![b"printf".to_vec(), b"\xff\xfe".to_vec(), b"".to_vec()],

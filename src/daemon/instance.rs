@@ -8,7 +8,7 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -533,10 +533,7 @@ fn recover(
 fn bind(state_dir: &Path) -> anyhow::Result<UnixListener> {
     let path = state_dir.join(SOCKET);
     let _ = fs::remove_file(&path);
-    // By way of the open directory, since the address of a socket has room for 107 bytes only.
-    let dir = fs::File::open(state_dir)?;
-    let short = bus::client::short_path(dir.as_fd(), Path::new(SOCKET));
-    let listener = UnixListener::bind(short).with_context(|| format!("cannot bind {}", path.display()))?;
+    let listener = bus::socket::bind(&path).with_context(|| format!("cannot bind {}", path.display()))?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
     Ok(listener)
 }

@@ -48,7 +48,7 @@ impl Reservations {
     /// Takes out those that have expired.
     pub fn expired(&mut self, now: Mono) -> Vec<RunId> {
         let expired: Vec<RunId> = self.0.iter().filter(|(_, (_, at))| *at <= now).map(|(run, _)| *run).collect();
-        expired.iter().for_each(|run| drop(self.0.remove(run)));
+        self.0.retain(|run, _| !expired.contains(run));
         expired
     }
 }
