@@ -3,11 +3,11 @@
 //! Owns the wiring of the readers, hands and poller of `kernel` and the launch of `launch` into the trait [`Kernel`].
 //! Decides nothing.
 
-use std::cell::{Cell, OnceCell, RefCell};
+use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::fs::{FallocateFlags, Mode, OFlags, fallocate, fstat, stat};
@@ -21,6 +21,7 @@ use crate::kernel::poll::{Poller, Registration, Waker};
 use crate::kernel::{Created, Evidence, Exec, Kernel, KernelError, Notice, Role, clock, evidence, process};
 use crate::launch::cgroupfs::{self, Subtree};
 use crate::launch::gate::{self, Gate};
+use crate::launch::orphans;
 use crate::model::{CgroupIdentity, ExitStatus, Now, ProcessId, Resources, RunId, Usage};
 
 /// How long opening a gate waits for execve. A file on a network that hangs must not hold up the engine.
@@ -60,8 +61,8 @@ impl HostOptions {
     }
 }
 
-/// Children of ours that nobody holds any more and that have not been reaped.
-type Orphans = Arc<Mutex<Vec<Arc<OwnedFd>>>>;
+/// How our children ended; none for one that lives. Those that nobody asks about are reaped and forgotten.
+type Children = Arc<Mutex<HashMap<u32, Option<ExitStatus>>>>;
 
 /// The host.
 #[derive(Debug)]
@@ -74,7 +75,7 @@ pub struct Host {
     /// Counted by its clones: one for each descriptor kept for sampling.
     kept: Arc<()>,
     kept_most: usize,
-    orphans: Orphans,
+    children: Children,
     /// Cgroups made before their run was launched.
     reserved: HashMap<RunId, CgroupDir>,
 }
@@ -103,22 +104,21 @@ pub struct HostProcess {
     pidfd: Arc<OwnedFd>,
     id: ProcessId,
     gate: Option<Gate>,
-    /// For a child of ours: where it goes unless it is reaped.
-    orphans: Option<Orphans>,
-    status: Cell<Option<ExitStatus>>,
+    /// For a child of ours: where its status is kept, since it is reaped with all others.
+    children: Option<Children>,
     watch: RefCell<Option<Registration>>,
 }
 
 impl Drop for HostProcess {
     fn drop(&mut self) {
-        // Unopened, the child sees the end of the pipe and exits. It is reaped here if it is quick, else later.
-        self.gate = None;
-        if let Some(orphans) = self.orphans.take()
-            && matches!(process::reap(&*self.pidfd), Ok(None))
-        {
-            orphans.lock().unwrap_or_else(PoisonError::into_inner).push(self.pidfd.clone());
+        if let Some(children) = &self.children {
+            lock(children).remove(&self.id.pid);
         }
     }
+}
+
+fn lock(children: &Children) -> MutexGuard<'_, HashMap<u32, Option<ExitStatus>>> {
+    children.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Counter {
@@ -177,6 +177,7 @@ impl Host {
             },
             &boot_id,
         )?;
+        orphans::adopt().map_err(|source| KernelError::Io { op: "adopt", what: "orphans".to_owned(), source })?;
         let (poller, waker) = Poller::new()?;
         let (nofile, limit) = raise_descriptor_limit();
         let host = Self {
@@ -187,7 +188,7 @@ impl Host {
             nofile,
             kept: Arc::new(()),
             kept_most: limit / KEPT_SHARE,
-            orphans: Orphans::default(),
+            children: Children::default(),
             reserved: HashMap::new(),
         };
         Ok((host, waker))
@@ -196,8 +197,7 @@ impl Host {
     /// A process that a client gave by its pidfd.
     pub fn process(&self, pidfd: OwnedFd) -> Result<HostProcess, KernelError> {
         let id = process::identify(&pidfd)?;
-        let (status, watch) = (Cell::new(None), RefCell::default());
-        Ok(HostProcess { pidfd: Arc::new(pidfd), id, gate: None, orphans: None, status, watch })
+        Ok(HostProcess { pidfd: Arc::new(pidfd), id, gate: None, children: None, watch: RefCell::default() })
     }
 
     /// Makes the cgroup of a run that is about to be launched, so that its client can fork into it. `create` finds it.
@@ -233,21 +233,10 @@ impl Host {
     }
 
     fn launch(&self, exec: &Exec, cgroup: Option<BorrowedFd<'_>>) -> Result<HostProcess, KernelError> {
-        self.reap_orphans();
         let (pidfd, id, gate) = gate::detached(exec, self.nofile, cgroup)?.into_parts();
-        Ok(HostProcess {
-            pidfd: Arc::new(pidfd),
-            id,
-            gate,
-            orphans: Some(self.orphans.clone()),
-            status: Cell::new(None),
-            watch: RefCell::default(),
-        })
-    }
-
-    fn reap_orphans(&self) {
-        let mut orphans = self.orphans.lock().unwrap_or_else(PoisonError::into_inner);
-        orphans.retain(|pidfd| matches!(process::reap(&**pidfd), Ok(None)));
+        lock(&self.children).insert(id.pid, None);
+        let children = Some(self.children.clone());
+        Ok(HostProcess { pidfd: Arc::new(pidfd), id, gate, children, watch: RefCell::default() })
     }
 
     fn cpu_usec(&self, cgroup: &HostCgroup) -> Result<u64, KernelError> {
@@ -312,8 +301,7 @@ impl Kernel for Host {
 
     fn open_process(&mut self, id: ProcessId) -> Result<HostProcess, KernelError> {
         let pidfd = Arc::new(process::open_known(id)?);
-        let (status, watch) = (Cell::new(None), RefCell::default());
-        Ok(HostProcess { pidfd, id, gate: None, orphans: None, status, watch })
+        Ok(HostProcess { pidfd, id, gate: None, children: None, watch: RefCell::default() })
     }
 
     fn process_id(&self, process: &HostProcess) -> ProcessId {
@@ -333,17 +321,19 @@ impl Kernel for Host {
     }
 
     fn exit_status(&mut self, process: &HostProcess) -> Option<ExitStatus> {
-        if let Some(known) = process.status.get() {
-            return Some(known);
-        }
-        let status = match process::reap(&*process.pidfd) {
-            Ok(status) => status,
-            // Not our child: ECHILD.
-            Err(_) if process::has_exited(&*process.pidfd) => process::foreign_exit_status(&*process.pidfd),
-            Err(_) => None,
-        };
-        process.status.set(status);
-        status
+        let Some(children) = &process.children else { return process::foreign_exit_status(&*process.pidfd) };
+        self.reap();
+        lock(children).get(&process.id.pid).copied().flatten()
+    }
+
+    fn reap(&mut self) -> bool {
+        let mut children = lock(&self.children);
+        orphans::reap(|pid, status| {
+            // Those that are not in the map are orphans of a run, or were given up behind their gate.
+            if let Some(known) = children.get_mut(&pid) {
+                *known = Some(status);
+            }
+        })
     }
 
     fn watch_process(&mut self, run: RunId, role: Role, process: &HostProcess) -> Result<(), KernelError> {

@@ -56,6 +56,9 @@ pub const LOCK: &str = "instance.lock";
 /// How long a lock is waited for whose holder has no socket.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long what could not be done is left before it is tried again.
+const CATCH_UP: Duration = Duration::from_millis(100);
+
 /// Another instance serves this state directory.
 #[derive(Debug, thiserror::Error)]
 #[error("another instance serves {}", state_dir.display())]
@@ -311,7 +314,8 @@ impl Instance {
         let idle = self.idle_exit().map(|after| self.last_busy.mono + after);
         let expiry = self.reservations.next();
         let next = [self.driver.engine().next_deadline(), self.next_sample, idle, expiry].into_iter().flatten().min();
-        next.map(|at| at.since(now))
+        let behind = self.driver.is_behind().then_some(CATCH_UP);
+        next.map(|at| at.since(now)).into_iter().chain(behind).min()
     }
 
     fn idle_exit(&self) -> Option<Duration> {
