@@ -10,6 +10,8 @@ pub const ALL: &[&str] = &[
     "launch.created",
     "launch.attached",
     "launch.contained",
+    "launch.started",
+    "launch.answered",
     "kill.requested",
     "kill.recorded",
     "kill.evidence",

@@ -1,8 +1,27 @@
 //! Guardian runs workflows on Linux and never lets one get stuck or leave anything behind.
+//!
+//! ```text
+//!  guardian (cli) ──▶ bus::client ═ unix socket, D-Bus ═ bus ── Command ──▶ daemon ──▶ engine (pure: step)
+//!                                                         ▲                  │  ▲
+//!                                                         └─── Published ◀───┤  └── events
+//!                                                                            ▼
+//!                                              kernel, launch (cgroup2, /proc, pidfds) · store (SQLite) · journal
+//! ```
+//!
+//! Three threads in an instance: the engine's (the loop of `daemon::instance`, which owns all state), the bus's (tokio)
+//! and the store's (SQLite); the journal has a fourth, because its socket can block.
+//!
+//! Imports point one way: `model ← engine ← daemon → kernel, launch, store`; `bus` sees `model` and the command channel;
+//! `cli` sees `model`, the bus's client, `config`, and the gate. A test holds this.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+pub mod bus;
+pub mod cli;
+pub mod config;
 pub mod daemon;
+pub mod engine;
 pub mod failpoint;
 pub mod kernel;
+pub mod launch;
 pub mod model;
 pub mod store;

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use crate::model::{Error, ErrorKind, ExitStatus, KillAnswer, KillMode, LimitUpdate, Rule, RunId, Wall};
+pub use crate::model::Answer;
+use crate::model::{Error, ErrorKind, ExitStatus, KillMode, LimitUpdate, Rule, RunId};
 
 /// Who asks, as the kernel gave it with the connection.
 #[derive(Debug, Clone)]
@@ -88,19 +89,6 @@ pub enum Command {
     Reload,
     /// Stop the instance; live runs go on and the next instance takes them up.
     Stop,
-}
-
-/// What a request is answered with.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Answer {
-    /// Attach and Start: the run is contained, and its gate may open or is open.
-    Run(RunId),
-    /// Kill.
-    Kill(KillAnswer),
-    /// Extend: when the timer now ends the run.
-    Deadline(Wall),
-    /// Done.
-    Done,
 }
 
 /// A request on its way.

@@ -1,4 +1,15 @@
 //! The instance: wiring of engine, kernel, store and bus.
+//!
+//! Owns what is open (descriptors, threads, the lock) and the loop that turns what happens into events for the engine
+//! and its effects into calls of kernel and store. Holds no rule about runs.
 
+mod bus_thread;
 pub mod command;
+pub mod driver;
+mod history;
+pub mod host;
+pub mod instance;
+pub mod journal;
+mod launcher;
 pub mod published;
+pub mod recovery;

@@ -2,11 +2,12 @@
 //! state. The engine writes, the bus reads; nobody waits for the other longer than it takes to copy a pointer.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use tokio::sync::oneshot;
 
-use crate::model::{Health, RunId, RunView};
+use crate::model::{Health, RunId, RunView, Usage};
 
 /// How many finished runs are kept at hand for waiters; older ones are in the store.
 const RECENT: usize = 256;
@@ -26,14 +27,64 @@ pub struct InstanceView {
     pub subtree: String,
 }
 
+/// What a run uses, written at every sample without a lock and without copying the run's view.
+#[derive(Debug)]
+pub struct UsageCell {
+    cpu_usec: AtomicU64,
+    memory_bytes: AtomicU64,
+    tasks: AtomicU64,
+}
+
+/// Stands for "the kernel does not tell" in a cell.
+const UNKNOWN: u64 = u64::MAX;
+
+impl Default for UsageCell {
+    fn default() -> Self {
+        let unknown = || AtomicU64::new(UNKNOWN);
+        Self { cpu_usec: unknown(), memory_bytes: unknown(), tasks: unknown() }
+    }
+}
+
+impl UsageCell {
+    /// Takes what was read; what was not read stays as it was.
+    pub fn update(&self, usage: Usage) {
+        let cells =
+            [(&self.cpu_usec, usage.cpu_usec), (&self.memory_bytes, usage.memory_bytes), (&self.tasks, usage.tasks)];
+        for (cell, value) in cells {
+            if let Some(value) = value {
+                cell.store(value, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// What was last read.
+    pub fn get(&self) -> Usage {
+        let read = |cell: &AtomicU64| Some(cell.load(Ordering::Relaxed)).filter(|v| *v != UNKNOWN);
+        Usage { cpu_usec: read(&self.cpu_usec), memory_bytes: read(&self.memory_bytes), tasks: read(&self.tasks) }
+    }
+}
+
+/// A live run: its view, and its usage beside it.
+#[derive(Debug, Clone)]
+pub struct Live {
+    /// The run when it last changed; without usage.
+    pub view: Arc<RunView>,
+    /// What it uses.
+    pub usage: Arc<UsageCell>,
+}
+
 /// The published state.
 #[derive(Default)]
 pub struct Published {
-    live: RwLock<BTreeMap<RunId, Arc<RunView>>>,
+    live: RwLock<BTreeMap<RunId, Live>>,
     recent: RwLock<VecDeque<Arc<RunView>>>,
     waiting: Mutex<HashMap<RunId, Vec<oneshot::Sender<Arc<RunView>>>>>,
     instance: RwLock<InstanceView>,
+    on_finish: OnceLock<FinishHook>,
 }
+
+/// Is told of every run that is over, on the engine's thread: it must not block.
+pub type FinishHook = Box<dyn Fn(&RunView) + Send + Sync>;
 
 /// What is known of a run's end.
 pub enum Ending {
@@ -47,7 +98,7 @@ pub enum Ending {
 
 impl Published {
     /// Every live run, by id.
-    pub fn live(&self) -> Vec<Arc<RunView>> {
+    pub fn live(&self) -> Vec<Live> {
         read(&self.live).values().cloned().collect()
     }
 
@@ -56,10 +107,11 @@ impl Published {
         read(&self.live).len()
     }
 
-    /// A run that is live or finished lately.
+    /// A run that is live or finished lately, with its usage.
     pub fn run(&self, id: RunId) -> Option<Arc<RunView>> {
         let live = read(&self.live).get(&id).cloned();
-        live.or_else(|| read(&self.recent).iter().find(|v| v.spec.id == id).cloned())
+        live.map(|l| Arc::new(RunView { usage: l.usage.get(), ..(*l.view).clone() }))
+            .or_else(|| read(&self.recent).iter().find(|v| v.spec.id == id).cloned())
     }
 
     /// The end of a run, now or later.
@@ -68,7 +120,7 @@ impl Published {
         let mut waiting = lock(&self.waiting);
         match self.run(id) {
             None => Ending::Unknown,
-            Some(view) if view.outcome.is_some() && view.finished_at.is_some() => Ending::Finished(view),
+            Some(view) if view.outcome.is_some() => Ending::Finished(view),
             Some(_) => {
                 let (sender, receiver) = oneshot::channel();
                 let senders = waiting.entry(id).or_default();
@@ -79,14 +131,19 @@ impl Published {
         }
     }
 
+    /// Sets who is told of every run that is over; the first one stays.
+    pub fn on_finish(&self, hook: FinishHook) {
+        let _ = self.on_finish.set(hook);
+    }
+
     /// The instance's own state.
     pub fn instance(&self) -> InstanceView {
         read(&self.instance).clone()
     }
 
     /// Publishes a live run.
-    pub fn put(&self, view: RunView) {
-        write(&self.live).insert(view.spec.id, Arc::new(view));
+    pub fn put(&self, view: RunView, usage: Arc<UsageCell>) {
+        write(&self.live).insert(view.spec.id, Live { view: Arc::new(view), usage });
     }
 
     /// Publishes the end of a run, and tells those who wait for it.
@@ -102,6 +159,9 @@ impl Published {
             }
         }
         write(&self.live).remove(&id);
+        if let Some(hook) = self.on_finish.get() {
+            hook(&view);
+        }
         for sender in waiting.remove(&id).unwrap_or_default() {
             // A waiter that gave up is no concern of ours.
             let _ = sender.send(view.clone());

@@ -214,6 +214,15 @@ pub struct ProcessSeen {
     pub wchan: Option<String>,
 }
 
+/// The processes of a run, as they were at one moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Evidence {
+    /// At most 64 of them, lowest pid first.
+    pub processes: Vec<ProcessSeen>,
+    /// How many there were.
+    pub total: u32,
+}
+
 /// The proof of a kill.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Receipt {

@@ -3,6 +3,7 @@
 //! Owns what these words mean and how they are spelt for people and machines. Touches nothing: no clock, no file, no
 //! bus, no kernel. Everything else imports this room; it imports nothing of the crate.
 
+mod answer;
 mod error;
 mod event;
 mod id;
@@ -10,13 +11,16 @@ mod kill;
 mod limits;
 mod run;
 mod time;
+mod workflow;
 
+pub use answer::Answer;
 pub use error::{Error, ErrorKind};
 pub use event::{AuditEvent, AuditRow, EventKind};
 pub use id::{InvalidRunId, RunId};
-pub use kill::{Actor, KillAnswer, KillMode, KillReason, ProcessSeen, Receipt, Step, StepKind};
+pub use kill::{Actor, Evidence, KillAnswer, KillMode, KillReason, ProcessSeen, Receipt, Step, StepKind};
 pub use limits::{LimitUpdate, Limits, Readiness, Resources, Rule};
 pub use run::{
     CgroupIdentity, Containment, ExitStatus, Health, HealthReason, Outcome, Phase, ProcessId, RunSpec, RunView, Usage,
 };
 pub use time::{Mono, Now, Wall, human_duration, parse_duration};
+pub use workflow::valid_workflow_name;

@@ -1,9 +1,37 @@
 //! The record of truth: SQLite, one writer thread behind a bounded channel, readers with connections of their own.
 //!
-//! Owns the schema, the hash chain of the audit log, retention and what is done with a corrupt database. Knows runs as
-//! the model's views plus one opaque text, the engine's own state, which it hands back to the next instance.
+//! Owns the schema, the hash chain of the audit log, retention and what is done with a corrupt database. Touches the
+//! state directory only. Knows runs as the model's views plus one opaque text, the engine's own state, which it hands
+//! back to the next instance; decides nothing about runs.
+//!
+//! ```text
+//!  engine ── Batch ──▶ Writer ═ bounded channel ═▶ writer thread ── one transaction, fsync ──▶ guardian.db
+//!    ▲                                                  │                                        │ WAL
+//!    └──────────────── Notice ──────────────────────────┴── AuditRow ──▶ journal          Reader ┘
+//! ```
+//!
+//! What is accepted is written in the order in which it was accepted, or the process ends first: a full disk makes the
+//! writer keep and retry, then refuse; it never makes it forget.
 
 use crate::model::{AuditEvent, KillAnswer, Receipt, RunView};
+
+mod audit;
+mod error;
+mod open;
+mod reader;
+mod record;
+mod retention;
+mod schema;
+#[cfg(test)]
+mod testing;
+mod writer;
+
+pub use audit::Verification;
+pub use error::StoreError;
+pub use open::{Opened, SetAside, Store};
+pub use reader::{Filter, LiveRuns, Reader};
+pub use retention::Retention;
+pub use writer::{JournalSink, NoticeSink, Writer};
 
 /// One thing to write.
 #[derive(Debug, Clone)]
@@ -17,7 +45,7 @@ pub enum Write {
     },
     /// One entry of the audit log.
     Audit(AuditEvent),
-    /// The intent of a kill.
+    /// The intent of a kill. Written again when the kill is escalated.
     KillIntent(KillAnswer),
     /// The kill's proof.
     KillDone(Box<Receipt>),
@@ -35,11 +63,11 @@ pub struct Batch {
 /// What the writer tells the engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Notice {
-    /// The batch with this ticket is committed and synced.
+    /// The batch with this ticket is committed and synced. It may come after [`Notice::Failed`].
     Recorded(u64),
-    /// The batch with this ticket could not be committed now; it is kept and tried again.
+    /// The batch with this ticket could not be committed now; it is kept and tried again. Told once a ticket.
     Failed(u64, String),
-    /// Writing fails; every batch is kept (up to a bound) and tried again.
+    /// Writing fails; every batch is kept (up to a bound) and tried again. Told once until [`Notice::Recovered`].
     Troubled(String),
     /// Writing works again, and nothing is waiting.
     Recovered,

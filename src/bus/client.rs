@@ -1,0 +1,259 @@
+//! The client of an instance: typed calls over one peer-to-peer connection, with the model's types and errors.
+//!
+//! A lost connection is [`ErrorKind::Unavailable`]; the caller may connect to the next instance, which has taken the
+//! live runs up.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use zbus::message::EndianSig;
+use zbus::wire::NATIVE_ENDIAN;
+use zbus::{Connection, Message, OwnedObjectPath, Type};
+
+use super::error::from_bus;
+use super::launch::LaunchDict;
+use super::manager::{AuditDict, FilterDict, WireEvent};
+use super::view::{self, KillDict, RunDict, WireProcess, usec};
+use super::wire::{self, Marshalled};
+use super::{AuditReport, BUS_NAME, MANAGER_INTERFACE, MANAGER_PATH, RUN_INTERFACE, RunFilter, run_path};
+use crate::daemon::command::LaunchRequest;
+use crate::model::{
+    AuditEvent, AuditRow, Error, ErrorKind, EventKind, ExitStatus, KillAnswer, KillMode, ProcessSeen, RunId, RunView,
+    Wall,
+};
+
+pub use super::manager::Description;
+
+/// The time that connecting may take.
+const CONNECT: Duration = Duration::from_secs(5);
+/// The time that a call may take which does not wait for a run: the engine records a kill's intent before it answers.
+const CALL: Duration = Duration::from_secs(30);
+/// The time that checking the whole audit may take.
+const VERIFY: Duration = Duration::from_secs(600);
+/// The longest path that fits into a socket address.
+const ADDRESS_MAX: usize = 107;
+
+/// A connection to an instance.
+#[derive(Debug, Clone)]
+pub struct Client {
+    connection: Connection,
+}
+
+/// Connects to the instance's socket. Kept apart from [`Client`] because it needs no runtime, and because who is told
+/// "nobody listens" starts an instance.
+pub fn connect_socket(path: &Path) -> io::Result<UnixStream> {
+    if path.as_os_str().len() <= ADDRESS_MAX {
+        return UnixStream::connect(path);
+    }
+    // A deep state directory: the kernel follows /proc/self/fd/N to the directory, and the address stays short.
+    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let dir = rustix::fs::open(dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let short = short_path(dir.as_fd(), Path::new(name));
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(short)?)?;
+    Ok(UnixStream::from(socket))
+}
+
+/// A short path to a file in an open directory, for socket addresses.
+pub fn short_path(dir: BorrowedFd<'_>, name: &Path) -> std::path::PathBuf {
+    use std::os::fd::AsRawFd;
+    Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string()).join(name)
+}
+
+impl Client {
+    /// Connects to the socket at this path.
+    pub async fn connect(path: &Path) -> Result<Self, Error> {
+        let stream = connect_socket(path).map_err(|e| {
+            Error::new(ErrorKind::Unavailable, format!("no instance answers at {}: {e}", path.display()))
+        })?;
+        Self::over(stream).await
+    }
+
+    /// Speaks over a connected socket.
+    pub async fn over(stream: UnixStream) -> Result<Self, Error> {
+        let build = zbus::connection::Builder::unix_stream(stream).p2p().build();
+        match tokio::time::timeout(CONNECT, build).await {
+            Ok(connection) => Ok(Self { connection: connection.map_err(from_bus)? }),
+            Err(_) => Err(Error::new(
+                ErrorKind::Unavailable,
+                format!(
+                    "the instance did not answer in {} s: is it stopped? `guardian doctor` tells",
+                    CONNECT.as_secs()
+                ),
+            )),
+        }
+    }
+
+    async fn reply<B>(&self, at: (&str, &str), member: &str, body: &B, wait: Duration) -> Result<Message, Error>
+    where
+        B: Serialize + zbus::DynamicType,
+    {
+        let call = self.connection.call_method(Some(BUS_NAME), at.0, Some(at.1), member, body);
+        match tokio::time::timeout(wait, call).await {
+            Ok(reply) => reply.map_err(from_bus),
+            Err(_) => Err(Error::new(
+                ErrorKind::Unavailable,
+                format!("the instance did not answer {member} in {} s", wait.as_secs()),
+            )),
+        }
+    }
+
+    async fn call_at<B, R>(&self, at: (&str, &str), member: &str, body: &B, wait: Duration) -> Result<R, Error>
+    where
+        B: Serialize + zbus::DynamicType,
+        R: DeserializeOwned + Type,
+    {
+        self.reply(at, member, body, wait).await?.body().deserialize().map_err(from_bus)
+    }
+
+    async fn call<B, R>(&self, member: &str, body: &B) -> Result<R, Error>
+    where
+        B: Serialize + zbus::DynamicType,
+        R: DeserializeOwned + Type,
+    {
+        self.call_at((MANAGER_PATH, MANAGER_INTERFACE), member, body, CALL).await
+    }
+
+    /// StartRun: a detached run.
+    pub async fn start(&self, request: &LaunchRequest) -> Result<RunId, Error> {
+        let (id, _): (String, OwnedObjectPath) = self.call("StartRun", &(LaunchDict::from(request),)).await?;
+        id_from(&id)
+    }
+
+    /// AttachRun: contains the gated child.
+    pub async fn attach(&self, request: &LaunchRequest, child: BorrowedFd<'_>) -> Result<RunId, Error> {
+        let body = (LaunchDict::from(request), zbus::Fd::from(child));
+        let (id, _): (String, OwnedObjectPath) = self.call("AttachRun", &body).await?;
+        id_from(&id)
+    }
+
+    /// ReportExit: how the main process of our foreground run ended.
+    pub async fn report_exit(&self, run: RunId, status: ExitStatus) -> Result<(), Error> {
+        let (kind, value) = view::exit_status(status);
+        self.call("ReportExit", &(run.to_string(), kind, value)).await
+    }
+
+    /// KillRun: accepted and on record; [`Client::wait`] tells when it is done.
+    pub async fn kill(&self, run: &str, mode: KillMode, reason: &str) -> Result<KillAnswer, Error> {
+        let answer: KillDict = self.call("KillRun", &(run, mode.as_str(), reason)).await?;
+        answer.try_into()
+    }
+
+    /// WaitRun: the run as it ended. [`ErrorKind::TimedOut`] when the time is over first.
+    pub async fn wait(&self, run: &str, timeout: Option<Duration>) -> Result<RunView, Error> {
+        let wait = timeout.map_or(Duration::MAX, |t| t.saturating_add(CALL));
+        let body = (run, timeout.map_or(u64::MAX, usec));
+        let dict: RunDict = self.call_at((MANAGER_PATH, MANAGER_INTERFACE), "WaitRun", &body, wait).await?;
+        dict.try_into()
+    }
+
+    /// ExtendRun: when the timer will now end the run.
+    pub async fn extend(&self, run: &str, limit: &str, by: Duration) -> Result<Wall, Error> {
+        self.call("ExtendRun", &(run, limit, usec(by))).await.map(Wall)
+    }
+
+    /// FreezeRun.
+    pub async fn freeze(&self, run: &str) -> Result<(), Error> {
+        self.call("FreezeRun", &(run,)).await
+    }
+
+    /// ThawRun.
+    pub async fn thaw(&self, run: &str) -> Result<(), Error> {
+        self.call("ThawRun", &(run,)).await
+    }
+
+    /// ListRuns: live runs, and finished ones if the filter says so.
+    pub async fn list(&self, filter: &RunFilter) -> Result<Vec<RunView>, Error> {
+        let body = (FilterDict::from(filter),);
+        let reply = self.reply((MANAGER_PATH, MANAGER_INTERFACE), "ListRuns", &body, CALL).await?;
+        let body = reply.body();
+        // What the quick way does not know (another byte order, a newer instance's key), the general one decides about.
+        let native = reply.primary_header().endian_sig() == EndianSig::from(NATIVE_ENDIAN);
+        let quick = (native && body.signature() == Marshalled::SIGNATURE).then(|| wire::list(body.data())).flatten();
+        let dicts: Vec<RunDict> = match quick {
+            Some(dicts) => dicts,
+            None => body.deserialize().map_err(from_bus)?,
+        };
+        dicts.into_iter().map(RunView::try_from).collect()
+    }
+
+    /// ShowRun: one run, read anew.
+    pub async fn show(&self, run: &str) -> Result<RunView, Error> {
+        let dict: RunDict = self.call("ShowRun", &(run,)).await?;
+        dict.try_into()
+    }
+
+    /// The processes of a live run.
+    pub async fn processes(&self, run: RunId) -> Result<Vec<ProcessSeen>, Error> {
+        let at = (&*run_path(run), RUN_INTERFACE);
+        let processes: Vec<WireProcess> = self.call_at(at, "Processes", &(), CALL).await?;
+        Ok(view::processes_from(processes))
+    }
+
+    /// Events or RunEvents: rows of the audit after this one.
+    pub async fn events(&self, after: u64, max: u32, run: Option<&str>) -> Result<Vec<AuditRow>, Error> {
+        let rows: Vec<WireEvent> = match run {
+            None => self.call("Events", &(after, max)).await?,
+            Some(run) => self.call("RunEvents", &(run, after, max)).await?,
+        };
+        rows.into_iter().map(row_from).collect()
+    }
+
+    /// AuditVerify.
+    pub async fn verify(&self) -> Result<AuditReport, Error> {
+        let at = (MANAGER_PATH, MANAGER_INTERFACE);
+        let d: AuditDict = self.call_at(at, "AuditVerify", &(), VERIFY).await?;
+        Ok(AuditReport {
+            rows: d.rows,
+            first_seq: d.first_sequence,
+            last_seq: d.last_sequence,
+            last_hash: d.last_hash,
+            broken: (!d.intact).then(|| (d.broken_sequence.unwrap_or_default(), d.problem.unwrap_or_default())),
+        })
+    }
+
+    /// Describe.
+    pub async fn describe(&self) -> Result<Description, Error> {
+        self.call("Describe", &()).await
+    }
+
+    /// Reload.
+    pub async fn reload(&self) -> Result<(), Error> {
+        self.call("Reload", &()).await
+    }
+
+    /// Stop.
+    pub async fn stop(&self) -> Result<(), Error> {
+        self.call("Stop", &()).await
+    }
+}
+
+fn id_from(text: &str) -> Result<RunId, Error> {
+    text.parse().map_err(|e| Error::internal(format!("the instance's answer cannot be read: {e}")))
+}
+
+fn row_from(e: WireEvent) -> Result<AuditRow, Error> {
+    let (seq, at, kind, run, workflow, uid, actor, reason, details, hash) = e;
+    let kind = EventKind::ALL.iter().copied().find(|k| k.as_str() == kind).ok_or_else(|| {
+        Error::internal(format!("row {seq} of the audit has the kind {kind:?}, which this version does not know"))
+    })?;
+    let event = AuditEvent {
+        at: Wall(at),
+        kind,
+        run: if run.is_empty() { None } else { Some(id_from(&run)?) },
+        workflow: (!workflow.is_empty()).then_some(workflow),
+        actor: view::actor_from((uid, actor)),
+        reason,
+        details: serde_json::from_str(&details).unwrap_or(serde_json::Value::Null),
+    };
+    Ok(AuditRow { seq, event, hash })
+}

@@ -1,0 +1,503 @@
+//! `org.guardian.Guardian1.Manager`: requests, reads and the audit. Its argument names and properties are the file
+//! packaging/dbus/org.guardian.Guardian1.xml, which a test holds it to.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use zbus::object_server::SignalEmitter;
+use zbus::{Connection, DeserializeDict, OwnedObjectPath, OwnedVariant, SerializeDict, Type, interface};
+
+use super::access::{Request, unexpected};
+use super::error::Refusal;
+use super::view::{self, KillDict, RunDict};
+use super::wire::Marshalled;
+use super::{RunFilter, Services, access, launch, run_path};
+use crate::daemon::command::{Answer, Caller, Command};
+use crate::daemon::published::Ending;
+use crate::model::{AuditRow, Error, ErrorKind, KillMode, Phase, Rule, RunId, Wall};
+
+/// The most audit rows in one answer.
+const EVENTS_MAX: u32 = 10_000;
+/// The longest reason of a kill, in bytes.
+const REASON_MAX: usize = 4096;
+
+/// `(seq, at, kind, run, workflow, uid, actor, reason, details, hash)`: a row of the audit. Details are a JSON object.
+pub type WireEvent = (u64, u64, String, String, String, u32, String, String, String, String);
+
+/// A filter as `a{sv}`.
+#[derive(Debug, Clone, Default, SerializeDict, DeserializeDict, Type)]
+#[zbus(signature = "a{sv}", rename_all = "PascalCase")]
+pub struct FilterDict {
+    workflow: Option<String>,
+    phase: Option<String>,
+    health: Option<String>,
+    #[zbus(rename = "UID")]
+    uid: Option<u32>,
+    #[zbus(rename = "SinceUSec")]
+    since_usec: Option<u64>,
+    finished: Option<bool>,
+    limit: Option<u32>,
+}
+
+impl From<&RunFilter> for FilterDict {
+    fn from(f: &RunFilter) -> Self {
+        Self {
+            workflow: f.workflow.clone(),
+            phase: f.phase.map(|p| p.as_str().into()),
+            health: f.health.map(|h| h.as_str().into()),
+            uid: f.uid,
+            since_usec: f.since.map(|s| s.0),
+            finished: f.finished.then_some(true),
+            limit: (f.limit != 0).then_some(f.limit),
+        }
+    }
+}
+
+/// Reads a filter. Unknown keys are refused: a filter that is silently not applied shows what nobody asked for.
+fn filter(dict: &HashMap<String, OwnedVariant>) -> Result<RunFilter, Error> {
+    let mut filter = RunFilter { limit: RunFilter::DEFAULT_LIMIT, ..RunFilter::default() };
+    let bad = |key: &str, wanted: &str| Error::invalid(format!("the filter {key} has the D-Bus type {wanted}"));
+    let text = |key: &str, v: &OwnedVariant| <&str>::try_from(v).map(str::to_owned).map_err(|_| bad(key, "s"));
+    for (key, value) in dict {
+        match key.as_str() {
+            "Workflow" => filter.workflow = Some(text(key, value)?),
+            "Phase" => {
+                filter.phase = Some(
+                    view::phase_from(&text(key, value)?)
+                        .map_err(|_| one_of(key, "starting, initializing, running, stopping, killing, finished"))?,
+                )
+            }
+            "Health" => {
+                filter.health =
+                    Some(view::health_from(&text(key, value)?).map_err(|_| one_of(key, "healthy, warning, critical"))?)
+            }
+            "UID" => filter.uid = Some(u32::try_from(value).map_err(|_| bad(key, "u"))?),
+            "SinceUSec" => filter.since = Some(Wall(u64::try_from(value).map_err(|_| bad(key, "t"))?)),
+            "Finished" => filter.finished = bool::try_from(value).map_err(|_| bad(key, "b"))?,
+            "Limit" => filter.limit = u32::try_from(value).map_err(|_| bad(key, "u"))?.clamp(1, RunFilter::MAX_LIMIT),
+            other => {
+                return Err(Error::invalid(format!(
+                    "{:?} is not a filter: use Workflow, Phase, Health, UID, SinceUSec, Finished or Limit",
+                    other.chars().take(40).collect::<String>()
+                )));
+            }
+        }
+    }
+    Ok(filter)
+}
+
+fn one_of(key: &str, names: &str) -> Error {
+    Error::invalid(format!("the filter {key} is one of {names}"))
+}
+
+/// What `doctor` asks for, as `a{sv}`.
+#[derive(Debug, Clone, Default, PartialEq, SerializeDict, DeserializeDict, Type)]
+#[zbus(signature = "a{sv}", rename_all = "PascalCase")]
+pub struct Description {
+    /// The version of the instance.
+    pub version: String,
+    /// Its pid.
+    #[zbus(rename = "PID")]
+    pub pid: u32,
+    /// Its uid.
+    #[zbus(rename = "UID")]
+    pub uid: u32,
+    /// `system`, `user` or `private`.
+    pub instance: String,
+    /// Where it keeps its database and logs.
+    pub state_directory: String,
+    /// The configuration file; empty if there is none.
+    pub config_file: String,
+    /// What contains runs.
+    pub backend: String,
+    /// Where the cgroups of runs are made.
+    pub control_group: String,
+    /// How the instance itself is.
+    pub health: String,
+    /// Why it is not healthy.
+    pub health_reasons: Vec<String>,
+    /// Live runs.
+    pub runs_active: u64,
+    /// Runs accepted since it started.
+    pub runs_total: u64,
+    /// Kills begun since it started.
+    pub kills_total: u64,
+    /// When it began to serve.
+    #[zbus(rename = "StartTimestampUSec")]
+    pub start_timestamp_usec: u64,
+    /// The number of the last row of the audit.
+    pub last_sequence: u64,
+    /// What is missing on this host, and what to type to get it.
+    pub notes: Vec<String>,
+}
+
+/// What AuditVerify answers, as `a{sv}`.
+#[derive(Debug, Clone, Default, PartialEq, SerializeDict, DeserializeDict, Type)]
+#[zbus(signature = "a{sv}", rename_all = "PascalCase")]
+pub struct AuditDict {
+    pub(super) intact: bool,
+    pub(super) rows: u64,
+    pub(super) first_sequence: u64,
+    pub(super) last_sequence: u64,
+    pub(super) last_hash: String,
+    pub(super) broken_sequence: Option<u64>,
+    pub(super) problem: Option<String>,
+}
+
+/// The manager, as one peer sees it.
+pub struct Manager {
+    services: Arc<Services>,
+    caller: Caller,
+}
+
+impl Manager {
+    /// The manager for this peer.
+    pub fn new(services: Arc<Services>, caller: Caller) -> Self {
+        Self { services, caller }
+    }
+
+    fn request(&self) -> Request<'_> {
+        Request { services: &self.services, caller: &self.caller }
+    }
+
+    async fn turn(&self) -> Result<access::Turn, Error> {
+        self.services.calls.enter(self.caller.uid).await
+    }
+
+    async fn launched(&self, command: Command) -> Result<(String, OwnedObjectPath), Refusal> {
+        match self.request().ask(command).await? {
+            Answer::Run(id) => Ok((id.to_string(), object_path(id)?)),
+            other => Err(unexpected(&other).into()),
+        }
+    }
+
+    /// Only who may see every run may see, check and steer the instance as a whole.
+    fn operator(&self) -> Result<(), Error> {
+        if self.caller.uid == 0 || self.caller.uid == self.services.about.uid {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::NotAuthorized, "only root and the user whose instance this is may do this"))
+    }
+}
+
+fn object_path(run: RunId) -> Result<OwnedObjectPath, Error> {
+    OwnedObjectPath::try_from(run_path(run)).map_err(|e| Error::internal(e.to_string()))
+}
+
+fn event(row: AuditRow) -> WireEvent {
+    let e = row.event;
+    let (uid, name) = view::actor(&e.actor);
+    let run = e.run.map(|r| r.to_string()).unwrap_or_default();
+    let details = e.details.to_string();
+    (
+        row.seq,
+        e.at.0,
+        e.kind.as_str().into(),
+        run,
+        e.workflow.unwrap_or_default(),
+        uid,
+        name,
+        e.reason,
+        details,
+        row.hash,
+    )
+}
+
+/// Checks the arguments of a kill.
+pub fn kill_arguments(mode: &str, reason: String) -> Result<(KillMode, String), Error> {
+    let mode = mode.parse().map_err(Error::invalid)?;
+    if reason.len() > REASON_MAX {
+        return Err(Error::invalid(format!("a reason has at most {REASON_MAX} bytes")));
+    }
+    Ok((mode, reason))
+}
+
+/// Checks the name of a timer.
+pub fn timer(limit: &str) -> Result<Rule, Error> {
+    limit.parse().map_err(Error::invalid)
+}
+
+#[interface(name = "org.guardian.Guardian1.Manager", introspection_docs = false)]
+impl Manager {
+    /// Starts a detached run. The answer comes once the command is executed in its cgroup.
+    #[zbus(out_args("run_id", "path"))]
+    async fn start_run(&self, options: HashMap<String, OwnedVariant>) -> Result<(String, OwnedObjectPath), Refusal> {
+        let _turn = self.turn().await?;
+        self.launched(Command::Start { request: launch::parse(&options)? }).await
+    }
+
+    /// Contains a gated child of the caller. The answer comes once it is in its cgroup: the gate may be opened.
+    #[zbus(out_args("run_id", "path"))]
+    async fn attach_run(
+        &self,
+        options: HashMap<String, OwnedVariant>,
+        child: zbus::OwnedFd,
+    ) -> Result<(String, OwnedObjectPath), Refusal> {
+        let _turn = self.turn().await?;
+        let request = launch::parse(&options)?;
+        self.launched(Command::Attach { request, child: child.into() }).await
+    }
+
+    /// Tells how the main process of a foreground run ended, which only its parent can know.
+    async fn report_exit(&self, run: &str, kind: &str, value: i32) -> Result<(), Refusal> {
+        let _turn = self.turn().await?;
+        let status = view::exit_status_from(kind, value)?;
+        let run = self.request().find_live(run).await?;
+        self.request().ask(Command::ReportExit { run, status }).await?;
+        Ok(())
+    }
+
+    /// Ends a run. The answer means accepted and on record; WaitRun tells when it is done.
+    #[zbus(out_args("kill"))]
+    async fn kill_run(&self, run: &str, mode: &str, reason: String) -> Result<KillDict, Refusal> {
+        let _turn = self.turn().await?;
+        let (mode, text) = kill_arguments(mode, reason)?;
+        let run = self.request().find_live(run).await?;
+        match self.request().ask(Command::Kill { run, mode, text }).await? {
+            Answer::Kill(answer) => Ok(KillDict::from(&answer)),
+            other => Err(unexpected(&other).into()),
+        }
+    }
+
+    /// Waits until a run is over, or the time (the greatest number: for ever) is.
+    #[zbus(out_args("view"))]
+    async fn wait_run(
+        &self,
+        run: &str,
+        timeout_usec: u64,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<RunDict, Refusal> {
+        let _wait = self.services.calls.enter_wait(self.caller.uid)?;
+        let known = self.request().find(run).await?;
+        if known.phase == Phase::Finished {
+            return Ok(RunDict::from(known.as_ref()));
+        }
+        let id = known.spec.id;
+        let receiver = match self.services.published.ending(id) {
+            Ending::Finished(view) => return Ok(RunDict::from(view.as_ref())),
+            Ending::Unknown => return Ok(RunDict::from(self.request().run(id).await?.as_ref())),
+            Ending::Pending(receiver) => receiver,
+        };
+        let timeout = async {
+            match timeout_usec {
+                u64::MAX => std::future::pending().await,
+                usec => tokio::time::sleep(Duration::from_micros(usec)).await,
+            }
+        };
+        tokio::select! {
+            view = receiver => match view {
+                Ok(view) => Ok(RunDict::from(view.as_ref())),
+                Err(_) => Err(Error::new(ErrorKind::Unavailable, "the instance is stopping: ask the next one").into()),
+            },
+            () = timeout => Err(Error::new(
+                ErrorKind::TimedOut,
+                format!("{id} is still live after {}", crate::model::human_duration(Duration::from_micros(timeout_usec))),
+            ).into()),
+            // Nobody is there to be answered; the wait must not outlive them.
+            () = connection.closed() => Err(Error::new(ErrorKind::Unavailable, "the caller is gone").into()),
+        }
+    }
+
+    /// Gives a timer of a run more time; answers when it will now end the run.
+    #[zbus(out_args("deadline_usec"))]
+    async fn extend_run(&self, run: &str, limit: &str, by_usec: u64) -> Result<u64, Refusal> {
+        let _turn = self.turn().await?;
+        let (rule, by) = (timer(limit)?, launch::duration("the extension", by_usec)?);
+        let run = self.request().find_live(run).await?;
+        match self.request().ask(Command::Extend { run, rule, by }).await? {
+            Answer::Deadline(at) => Ok(at.0),
+            other => Err(unexpected(&other).into()),
+        }
+    }
+
+    /// Pauses a run.
+    async fn freeze_run(&self, run: &str) -> Result<(), Refusal> {
+        let _turn = self.turn().await?;
+        let run = self.request().find_live(run).await?;
+        self.request().ask(Command::Freeze(run)).await?;
+        Ok(())
+    }
+
+    /// Lets a paused run go on.
+    async fn thaw_run(&self, run: &str) -> Result<(), Refusal> {
+        let _turn = self.turn().await?;
+        let run = self.request().find_live(run).await?;
+        self.request().ask(Command::Thaw(run)).await?;
+        Ok(())
+    }
+
+    /// Lists the live runs that the caller may see and, with Finished, the newest finished ones.
+    #[zbus(out_args("runs"))]
+    async fn list_runs(&self, filter_by: HashMap<String, OwnedVariant>) -> Result<Marshalled, Refusal> {
+        let _turn = self.turn().await?;
+        let mut filter = filter(&filter_by)?;
+        let live = self.services.published.live();
+        let mut over = Vec::new();
+        if filter.finished {
+            let wanted = filter.uid.is_none_or(|uid| self.caller.uid == 0 || uid == self.caller.uid);
+            if self.caller.uid != 0 {
+                filter.uid = Some(self.caller.uid);
+            }
+            if wanted {
+                let stored = filter.clone();
+                over = self.request().read(move |h| h.runs(&stored)).await?;
+            }
+            // Rows of live runs are older than the published views, which count.
+            let seen: HashSet<RunId> = live.iter().map(|v| v.spec.id).collect();
+            over.retain(|v| v.phase == Phase::Finished && !seen.contains(&v.spec.id));
+        }
+        let live = live.iter().map(Arc::as_ref).filter(|v| filter.admits(v));
+        let views = live.chain(&over).filter(|v| access::may_see(&self.caller, v));
+        Ok(Marshalled::of(views.map(RunDict::from)))
+    }
+
+    /// The object of a run, by its id or the unique beginning of one.
+    #[zbus(out_args("path"))]
+    async fn get_run(&self, run: &str) -> Result<OwnedObjectPath, Refusal> {
+        let _turn = self.turn().await?;
+        Ok(object_path(self.request().find(run).await?.spec.id)?)
+    }
+
+    /// Everything about one run, read anew if it is live.
+    #[zbus(out_args("view"))]
+    async fn show_run(&self, run: &str) -> Result<RunDict, Refusal> {
+        let _turn = self.turn().await?;
+        let view = self.request().find(run).await?;
+        if view.phase == Phase::Finished {
+            return Ok(RunDict::from(view.as_ref()));
+        }
+        // A run that is over meanwhile is shown as it ended.
+        match self.request().ask(Command::Refresh(view.spec.id)).await {
+            Err(e) if !matches!(e.kind, ErrorKind::NoSuchRun | ErrorKind::AlreadyFinished) => return Err(e.into()),
+            _ => {}
+        }
+        Ok(RunDict::from(self.request().run(view.spec.id).await?.as_ref()))
+    }
+
+    /// The audit after a row, in order. The signal EventAppended says that there is more.
+    #[zbus(out_args("events"))]
+    async fn events(&self, after: u64, max: u32) -> Result<Vec<WireEvent>, Refusal> {
+        let _turn = self.turn().await?;
+        self.operator()?;
+        let rows = self.request().read(move |h| h.events(after, max.clamp(1, EVENTS_MAX), None)).await?;
+        Ok(rows.into_iter().map(event).collect())
+    }
+
+    /// The audit of one run after a row, in order.
+    #[zbus(out_args("events"))]
+    async fn run_events(&self, run: &str, after: u64, max: u32) -> Result<Vec<WireEvent>, Refusal> {
+        let _turn = self.turn().await?;
+        let id = self.request().find(run).await?.spec.id;
+        let rows = self.request().read(move |h| h.events(after, max.clamp(1, EVENTS_MAX), Some(id))).await?;
+        Ok(rows.into_iter().map(event).collect())
+    }
+
+    /// Checks the hash chain of the whole audit.
+    #[zbus(out_args("report"))]
+    async fn audit_verify(&self) -> Result<AuditDict, Refusal> {
+        let _turn = self.turn().await?;
+        self.operator()?;
+        let report = self.request().read(|h| h.verify()).await?;
+        Ok(AuditDict {
+            intact: report.broken.is_none(),
+            rows: report.rows,
+            first_sequence: report.first_seq,
+            last_sequence: report.last_seq,
+            last_hash: report.last_hash,
+            broken_sequence: report.broken.as_ref().map(|b| b.0),
+            problem: report.broken.map(|b| b.1),
+        })
+    }
+
+    /// Reads the configuration anew, whole or not at all.
+    async fn reload(&self) -> Result<(), Refusal> {
+        let _turn = self.turn().await?;
+        self.operator()?;
+        self.request().ask(Command::Reload).await?;
+        Ok(())
+    }
+
+    /// Stops the instance. Live runs go on; the next instance takes them up.
+    async fn stop(&self) -> Result<(), Refusal> {
+        let _turn = self.turn().await?;
+        self.operator()?;
+        self.request().ask(Command::Stop).await?;
+        Ok(())
+    }
+
+    /// What this instance is, and how it is.
+    #[zbus(out_args("instance"))]
+    async fn describe(&self) -> Result<Description, Refusal> {
+        let _turn = self.turn().await?;
+        let about = &self.services.about;
+        let state = self.services.published.instance();
+        // A store that cannot be read is a reason for `doctor` to be run, not for it to fail.
+        let last = self.request().read(|h| h.last_seq()).await;
+        let mut health_reasons = state.reasons;
+        if let Err(e) = &last {
+            health_reasons.push(format!("the audit cannot be read: {e}"));
+        }
+        Ok(Description {
+            version: about.version.clone(),
+            pid: about.pid,
+            uid: about.uid,
+            instance: about.instance.clone(),
+            state_directory: about.state_dir.to_string_lossy().into_owned(),
+            config_file: about.config.as_ref().map(|c| c.to_string_lossy().into_owned()).unwrap_or_default(),
+            backend: about.backend.clone(),
+            control_group: state.subtree,
+            health: state.health.as_str().into(),
+            health_reasons,
+            runs_active: self.services.published.active() as u64,
+            runs_total: state.runs_total,
+            kills_total: state.kills_total,
+            start_timestamp_usec: about.started_at.0,
+            last_sequence: last.unwrap_or_default(),
+            notes: about.notes.clone(),
+        })
+    }
+
+    /// The audit has a row with this number.
+    #[zbus(signal)]
+    pub async fn event_appended(emitter: &SignalEmitter<'_>, seq: u64) -> zbus::Result<()>;
+
+    /// A run is over, with this outcome.
+    #[zbus(signal)]
+    pub async fn run_finished(emitter: &SignalEmitter<'_>, run_id: &str, outcome: &str) -> zbus::Result<()>;
+
+    #[zbus(property(emits_changed_signal = "const"))]
+    async fn version(&self) -> String {
+        self.services.about.version.clone()
+    }
+
+    #[zbus(property(emits_changed_signal = "const"))]
+    async fn backend(&self) -> String {
+        self.services.about.backend.clone()
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    async fn health(&self) -> String {
+        self.services.published.instance().health.as_str().into()
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    async fn health_reasons(&self) -> Vec<String> {
+        self.services.published.instance().reasons
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    async fn runs_active(&self) -> u64 {
+        self.services.published.active() as u64
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    async fn runs_total(&self) -> u64 {
+        self.services.published.instance().runs_total
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    async fn kills_total(&self) -> u64 {
+        self.services.published.instance().kills_total
+    }
+}

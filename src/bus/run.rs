@@ -1,0 +1,385 @@
+//! `org.guardian.Guardian1.Run`: one run as an object. Its properties are the keys of [`super::view`], each with a value
+//! always: where the view has none, the empty one. An object is made when its path is first used on a connection.
+
+use std::sync::Arc;
+
+use zbus::interface;
+
+use super::access::{self, Request, blocking, unexpected};
+use super::error::Refusal;
+use super::manager::{kill_arguments, timer};
+use super::view::{self, KillDict, WireActor, WireHealth, WireOutcome, WireProcess, WireReason, WireStep, usec};
+use super::{Services, launch};
+use crate::daemon::command::{Answer, Caller, Command};
+use crate::model::{Error, Outcome, Phase, ProcessId, Receipt, RunView, Wall};
+
+/// One run, as one peer sees it. Only made for a run that the peer may see.
+pub struct RunObject {
+    services: Arc<Services>,
+    caller: Caller,
+    /// The run as it was when the object was made; it stands once the run has left the published views.
+    made: Arc<RunView>,
+}
+
+impl RunObject {
+    /// The object of this run.
+    pub fn new(services: Arc<Services>, caller: Caller, made: Arc<RunView>) -> Self {
+        Self { services, caller, made }
+    }
+
+    fn request(&self) -> Request<'_> {
+        Request { services: &self.services, caller: &self.caller }
+    }
+
+    async fn turn(&self) -> Result<access::Turn, Error> {
+        self.services.calls.enter(self.caller.uid).await
+    }
+
+    async fn now(&self) -> Result<Arc<RunView>, Refusal> {
+        let id = self.made.spec.id;
+        if self.made.phase == Phase::Finished {
+            return Ok(self.made.clone());
+        }
+        match self.services.published.run(id) {
+            Some(view) => Ok(view),
+            None => Ok(self.request().run(id).await?),
+        }
+    }
+
+    async fn receipt<T: Default>(&self, read: impl FnOnce(&Receipt) -> T + Send) -> Result<T, Refusal> {
+        Ok(self.now().await?.receipt.as_ref().map(read).unwrap_or_default())
+    }
+
+    async fn act(&self, command: Command) -> Result<Answer, Refusal> {
+        if self.now().await?.phase == Phase::Finished {
+            return Err(Error::already_finished(self.made.spec.id).into());
+        }
+        Ok(self.request().ask(command).await?)
+    }
+}
+
+fn process(id: Option<ProcessId>) -> (u32, u64) {
+    id.map_or((0, 0), |p| (p.pid, p.start_ticks))
+}
+
+fn wall(at: Option<Wall>) -> u64 {
+    at.map_or(0, |w| w.0)
+}
+
+#[interface(name = "org.guardian.Guardian1.Run", introspection_docs = false)]
+impl RunObject {
+    /// Ends the run. The answer means accepted and on record; WaitRun tells when it is done.
+    #[zbus(out_args("kill"))]
+    async fn kill(&self, mode: &str, reason: String) -> Result<KillDict, Refusal> {
+        let _turn = self.turn().await?;
+        let (mode, text) = kill_arguments(mode, reason)?;
+        match self.act(Command::Kill { run: self.made.spec.id, mode, text }).await? {
+            Answer::Kill(answer) => Ok(KillDict::from(&answer)),
+            other => Err(unexpected(&other).into()),
+        }
+    }
+
+    /// Gives a timer more time; answers when it will now end the run.
+    #[zbus(out_args("deadline_usec"))]
+    async fn extend(&self, limit: &str, by_usec: u64) -> Result<u64, Refusal> {
+        let _turn = self.turn().await?;
+        let (rule, by) = (timer(limit)?, launch::duration("the extension", by_usec)?);
+        match self.act(Command::Extend { run: self.made.spec.id, rule, by }).await? {
+            Answer::Deadline(at) => Ok(at.0),
+            other => Err(unexpected(&other).into()),
+        }
+    }
+
+    /// Pauses the run.
+    async fn freeze(&self) -> Result<(), Refusal> {
+        let _turn = self.turn().await?;
+        self.act(Command::Freeze(self.made.spec.id)).await?;
+        Ok(())
+    }
+
+    /// Lets it go on.
+    async fn thaw(&self) -> Result<(), Refusal> {
+        let _turn = self.turn().await?;
+        self.act(Command::Thaw(self.made.spec.id)).await?;
+        Ok(())
+    }
+
+    /// Its processes now; none once it is finished.
+    #[zbus(out_args("processes"))]
+    async fn processes(&self) -> Result<Vec<WireProcess>, Refusal> {
+        let _turn = self.turn().await?;
+        let view = self.now().await?;
+        if view.phase == Phase::Finished {
+            return Ok(Vec::new());
+        }
+        let read = self.services.processes.clone();
+        Ok(view::processes(&blocking(move || read(&view)).await?))
+    }
+
+    #[zbus(property(emits_changed_signal = "const"), name = "RunID")]
+    async fn run_id(&self) -> Result<String, Refusal> {
+        let v = self.now().await?;
+        Ok(v.spec.id.to_string())
+    }
+
+    #[zbus(property(emits_changed_signal = "const"))]
+    async fn workflow(&self) -> Result<String, Refusal> {
+        let v = self.now().await?;
+        Ok(v.spec.workflow.clone())
+    }
+
+    #[zbus(property(emits_changed_signal = "const"))]
+    async fn name(&self) -> Result<String, Refusal> {
+        let v = self.now().await?;
+        Ok(v.spec.name.clone().unwrap_or_default())
+    }
+
+    #[zbus(property(emits_changed_signal = "const"))]
+    async fn command(&self) -> Result<Vec<String>, Refusal> {
+        let v = self.now().await?;
+        Ok(v.spec.command.clone())
+    }
+
+    #[zbus(property(emits_changed_signal = "const"))]
+    async fn working_directory(&self) -> Result<String, Refusal> {
+        let v = self.now().await?;
+        Ok(v.spec.cwd.clone())
+    }
+
+    #[zbus(property(emits_changed_signal = "const"), name = "UID")]
+    async fn uid(&self) -> Result<u32, Refusal> {
+        let v = self.now().await?;
+        Ok(v.spec.uid)
+    }
+
+    #[zbus(property(emits_changed_signal = "const"))]
+    async fn user(&self) -> Result<String, Refusal> {
+        let v = self.now().await?;
+        Ok(v.spec.user.clone())
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    async fn main_process(&self) -> Result<(u32, u64), Refusal> {
+        let v = self.now().await?;
+        Ok(process(v.spec.main))
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    async fn client_process(&self) -> Result<(u32, u64), Refusal> {
+        let v = self.now().await?;
+        Ok(process(v.spec.client))
+    }
+
+    #[zbus(property(emits_changed_signal = "false"), name = "InitTimeoutUSec")]
+    async fn init_timeout_usec(&self) -> Result<u64, Refusal> {
+        let v = self.now().await?;
+        Ok(v.spec.limits.init_timeout.map_or(u64::MAX, usec))
+    }
+
+    #[zbus(property(emits_changed_signal = "false"), name = "MaxRuntimeUSec")]
+    async fn max_runtime_usec(&self) -> Result<u64, Refusal> {
+        let v = self.now().await?;
+        Ok(v.spec.limits.max_runtime.map_or(u64::MAX, usec))
+    }
+
+    #[zbus(property(emits_changed_signal = "const"), name = "GraceUSec")]
+    async fn grace_usec(&self) -> Result<u64, Refusal> {
+        let v = self.now().await?;
+        Ok(usec(v.spec.limits.grace))
+    }
+
+    #[zbus(property(emits_changed_signal = "const"))]
+    async fn readiness(&self) -> Result<String, Refusal> {
+        let v = self.now().await?;
+        Ok(v.spec.limits.readiness.as_str().into())
+    }
+
+    #[zbus(property(emits_changed_signal = "const"))]
+    async fn memory_max_bytes(&self) -> Result<u64, Refusal> {
+        let v = self.now().await?;
+        Ok(v.spec.limits.resources.memory_max_bytes.unwrap_or(u64::MAX))
+    }
+
+    #[zbus(property(emits_changed_signal = "const"))]
+    async fn tasks_max(&self) -> Result<u64, Refusal> {
+        let v = self.now().await?;
+        Ok(v.spec.limits.resources.tasks_max.unwrap_or(u64::MAX))
+    }
+
+    #[zbus(property(emits_changed_signal = "const"), name = "CPUMaxPercent")]
+    async fn cpu_max_percent(&self) -> Result<u32, Refusal> {
+        let v = self.now().await?;
+        Ok(v.spec.limits.resources.cpu_max_percent.unwrap_or(u32::MAX))
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    async fn log_path(&self) -> Result<String, Refusal> {
+        let v = self.now().await?;
+        Ok(v.spec.log.as_ref().map(|p| p.to_string_lossy().into_owned()).unwrap_or_default())
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    async fn phase(&self) -> Result<String, Refusal> {
+        let v = self.now().await?;
+        Ok(v.phase.as_str().into())
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    async fn health(&self) -> Result<String, Refusal> {
+        let v = self.now().await?;
+        Ok(v.health.as_str().into())
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    async fn health_reasons(&self) -> Result<Vec<WireHealth>, Refusal> {
+        let v = self.now().await?;
+        Ok(view::health_reasons(&v))
+    }
+
+    #[zbus(property(emits_changed_signal = "const"))]
+    async fn containment(&self) -> Result<String, Refusal> {
+        let v = self.now().await?;
+        Ok(v.containment.as_str().into())
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    async fn control_group(&self) -> Result<String, Refusal> {
+        let v = self.now().await?;
+        Ok(v.cgroup.as_ref().map(|c| c.path.to_string_lossy().into_owned()).unwrap_or_default())
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    async fn control_group_inode(&self) -> Result<u64, Refusal> {
+        let v = self.now().await?;
+        Ok(v.cgroup.as_ref().map_or(0, |c| c.inode))
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    async fn frozen(&self) -> Result<bool, Refusal> {
+        let v = self.now().await?;
+        Ok(v.frozen)
+    }
+
+    #[zbus(property(emits_changed_signal = "const"), name = "CreateTimestampUSec")]
+    async fn create_timestamp_usec(&self) -> Result<u64, Refusal> {
+        let v = self.now().await?;
+        Ok(v.created_at.0)
+    }
+
+    #[zbus(property(emits_changed_signal = "false"), name = "StartTimestampUSec")]
+    async fn start_timestamp_usec(&self) -> Result<u64, Refusal> {
+        let v = self.now().await?;
+        Ok(wall(v.started_at))
+    }
+
+    #[zbus(property(emits_changed_signal = "false"), name = "ReadyTimestampUSec")]
+    async fn ready_timestamp_usec(&self) -> Result<u64, Refusal> {
+        let v = self.now().await?;
+        Ok(wall(v.ready_at))
+    }
+
+    #[zbus(property(emits_changed_signal = "false"), name = "FinishTimestampUSec")]
+    async fn finish_timestamp_usec(&self) -> Result<u64, Refusal> {
+        let v = self.now().await?;
+        Ok(wall(v.finished_at))
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    async fn deadlines(&self) -> Result<Vec<(String, u64)>, Refusal> {
+        let v = self.now().await?;
+        Ok(view::deadlines(&v))
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    async fn outcome(&self) -> Result<WireOutcome, Refusal> {
+        let v = self.now().await?;
+        Ok(v.outcome.as_ref().map(view::outcome).unwrap_or_default())
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    async fn outcome_reason(&self) -> Result<WireReason, Refusal> {
+        Ok(match &self.now().await?.outcome {
+            Some(Outcome::Killed { reason }) => view::reason(reason),
+            _ => WireReason::default(),
+        })
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    async fn kill_mode(&self) -> Result<String, Refusal> {
+        self.receipt(|r| r.mode.as_str().to_owned()).await
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    async fn kill_reason(&self) -> Result<WireReason, Refusal> {
+        self.receipt(|r| view::reason(&r.reason)).await
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    async fn kill_actor(&self) -> Result<WireActor, Refusal> {
+        self.receipt(|r| view::actor(&r.actor)).await
+    }
+
+    #[zbus(property(emits_changed_signal = "false"), name = "KillTimestampUSec")]
+    async fn kill_timestamp_usec(&self) -> Result<u64, Refusal> {
+        self.receipt(|r| r.requested_at.0).await
+    }
+
+    #[zbus(property(emits_changed_signal = "false"), name = "KillDurationUSec")]
+    async fn kill_duration_usec(&self) -> Result<u64, Refusal> {
+        self.receipt(|r| r.duration_usec).await
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    async fn kill_steps(&self) -> Result<Vec<WireStep>, Refusal> {
+        self.receipt(view::steps).await
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    async fn kill_terminated(&self) -> Result<u32, Refusal> {
+        self.receipt(|r| r.terminated).await
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    async fn kill_killed(&self) -> Result<u32, Refusal> {
+        self.receipt(|r| r.killed).await
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    async fn kill_survivors(&self) -> Result<u32, Refusal> {
+        self.receipt(|r| r.survivors).await
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    async fn kill_processes(&self) -> Result<Vec<WireProcess>, Refusal> {
+        self.receipt(|r| view::processes(&r.processes)).await
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    async fn kill_processes_total(&self) -> Result<u32, Refusal> {
+        self.receipt(|r| r.processes_total).await
+    }
+
+    #[zbus(property(emits_changed_signal = "false"), name = "CPUUsageNSec")]
+    async fn cpu_usage_nsec(&self) -> Result<u64, Refusal> {
+        let v = self.now().await?;
+        Ok(v.usage.cpu_usec.map_or(u64::MAX, |u| u.saturating_mul(1000)))
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    async fn memory_current_bytes(&self) -> Result<u64, Refusal> {
+        let v = self.now().await?;
+        Ok(v.usage.memory_bytes.unwrap_or(u64::MAX))
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    async fn tasks_current(&self) -> Result<u64, Refusal> {
+        let v = self.now().await?;
+        Ok(v.usage.tasks.unwrap_or(u64::MAX))
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    async fn notices(&self) -> Result<Vec<String>, Refusal> {
+        let v = self.now().await?;
+        Ok(v.notices.clone())
+    }
+}

@@ -1,0 +1,511 @@
+//! The wire form of a run's view, `a{sv}`, both ways: what ListRuns, ShowRun and WaitRun answer with, and the names of
+//! the properties of `org.guardian.Guardian1.Run`.
+//!
+//! A key that is absent and a key with the empty value say the same: 0 for a time that has not come, the empty string
+//! for a text there is not, the greatest number for a limit that is off and for a counter the kernel does not tell.
+//! Times are microseconds since 1970-01-01 UTC. Struct-shaped values:
+//! reasons `(rule, level, text, since)`, deadlines `(rule, at)`, why `(code, rule, allowed_usec, text)`,
+//! outcome `(kind, exit code or signal, text)`, actor `(uid, name)` with the greatest uid for the instance itself,
+//! steps `(kind, at, elapsed_usec, processes)`, processes `(pid, ppid, name, state, wchan)`.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use zbus::{DeserializeDict, SerializeDict, Type};
+
+use super::wire::{self, Entry};
+use crate::model::{
+    Actor, CgroupIdentity, Containment, Error, ExitStatus, Health, HealthReason, KillAnswer, KillReason, Limits,
+    Outcome, Phase, ProcessId, ProcessSeen, Readiness, Receipt, Resources, Rule, RunId, RunSpec, RunView, Step,
+    StepKind, Usage, Wall,
+};
+
+/// `(code, rule, allowed_usec, text)`: a [`KillReason`].
+pub type WireReason = (String, String, u64, String);
+/// `(kind, value, text)`: an [`Outcome`]. The reason of a kill is in `KillReason`.
+pub type WireOutcome = (String, i32, String);
+/// `(uid, name)`: an [`Actor`]; [`u32::MAX`] is the instance itself.
+pub type WireActor = (u32, String);
+/// `(kind, at, elapsed_usec, processes)`: a [`Step`].
+pub type WireStep = (String, u64, u64, u32);
+/// `(pid, ppid, name, state, wchan)`: a [`ProcessSeen`].
+pub type WireProcess = (u32, u32, String, String, String);
+/// `(rule, level, text, since)`: a [`HealthReason`].
+pub type WireHealth = (String, String, String, u64);
+
+// The types are matched as tokens: the derive must see that an `Option` is one.
+macro_rules! dict {
+    ($(#[$doc:meta])* $name:ident { $($key:literal $field:ident: [$($type:tt)+],)* }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Default, PartialEq, SerializeDict, DeserializeDict, Type)]
+        #[zbus(signature = "a{sv}")]
+        pub struct $name {
+            $(#[zbus(rename = $key)] $field: $($type)+,)*
+        }
+
+        impl wire::Listed for $name {
+            fn put_entries(&self, w: &mut wire::Writer) {
+                $(self.$field.put_entry($key, w);)*
+            }
+
+            fn take_entry(&mut self, key: &str, signature: &str, r: &mut wire::Reader<'_>) -> Option<()> {
+                match key {
+                    $($key => self.$field.take_value(signature, r),)*
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+dict! {
+    /// A run as `a{sv}`.
+    RunDict {
+        "RunID" run_id: [String],
+        "Workflow" workflow: [String],
+        "Name" name: [Option<String>],
+        "Command" command: [Vec<String>],
+        "WorkingDirectory" working_directory: [String],
+        "UID" uid: [u32],
+        "User" user: [String],
+        "MainProcess" main_process: [Option<(u32, u64)>],
+        "ClientProcess" client_process: [Option<(u32, u64)>],
+        "InitTimeoutUSec" init_timeout_usec: [Option<u64>],
+        "MaxRuntimeUSec" max_runtime_usec: [Option<u64>],
+        "GraceUSec" grace_usec: [u64],
+        "Readiness" readiness: [String],
+        "MemoryMaxBytes" memory_max_bytes: [Option<u64>],
+        "TasksMax" tasks_max: [Option<u64>],
+        "CPUMaxPercent" cpu_max_percent: [Option<u32>],
+        "LogPath" log_path: [Option<String>],
+        "Phase" phase: [String],
+        "Health" health: [String],
+        "HealthReasons" health_reasons: [Option<Vec<WireHealth>>],
+        "Containment" containment: [String],
+        "ControlGroup" control_group: [Option<String>],
+        "ControlGroupInode" control_group_inode: [Option<u64>],
+        "Frozen" frozen: [Option<bool>],
+        "CreateTimestampUSec" create_timestamp_usec: [u64],
+        "StartTimestampUSec" start_timestamp_usec: [Option<u64>],
+        "ReadyTimestampUSec" ready_timestamp_usec: [Option<u64>],
+        "FinishTimestampUSec" finish_timestamp_usec: [Option<u64>],
+        "Deadlines" deadlines: [Option<Vec<(String, u64)>>],
+        "Outcome" outcome: [Option<WireOutcome>],
+        "OutcomeReason" outcome_reason: [Option<WireReason>],
+        "KillMode" kill_mode: [Option<String>],
+        "KillReason" kill_reason: [Option<WireReason>],
+        "KillActor" kill_actor: [Option<WireActor>],
+        "KillTimestampUSec" kill_timestamp_usec: [Option<u64>],
+        "KillDurationUSec" kill_duration_usec: [Option<u64>],
+        "KillSteps" kill_steps: [Option<Vec<WireStep>>],
+        "KillTerminated" kill_terminated: [Option<u32>],
+        "KillKilled" kill_killed: [Option<u32>],
+        "KillSurvivors" kill_survivors: [Option<u32>],
+        "KillProcesses" kill_processes: [Option<Vec<WireProcess>>],
+        "KillProcessesTotal" kill_processes_total: [Option<u32>],
+        "CPUUsageNSec" cpu_usage_nsec: [Option<u64>],
+        "MemoryCurrentBytes" memory_current_bytes: [Option<u64>],
+        "TasksCurrent" tasks_current: [Option<u64>],
+        "Notices" notices: [Option<Vec<String>>],
+    }
+}
+
+/// Microseconds, for the wire.
+pub fn usec(d: Duration) -> u64 {
+    u64::try_from(d.as_micros()).unwrap_or(u64::MAX - 1)
+}
+
+fn some<T>(list: Vec<T>) -> Option<Vec<T>> {
+    (!list.is_empty()).then_some(list)
+}
+
+/// The wire form of reasons why a run is not healthy.
+pub fn health_reasons(view: &RunView) -> Vec<WireHealth> {
+    let wire = |r: &HealthReason| (r.rule.as_str().into(), r.level.as_str().into(), r.text.clone(), r.since.0);
+    view.reasons.iter().map(wire).collect()
+}
+
+/// The wire form of processes.
+pub fn processes(seen: &[ProcessSeen]) -> Vec<WireProcess> {
+    let wire = |p: &ProcessSeen| {
+        (p.pid, p.ppid, p.name.clone(), p.state.to_string(), p.wchan.as_deref().unwrap_or_default().to_owned())
+    };
+    seen.iter().map(wire).collect()
+}
+
+/// Reads the wire form of processes.
+pub fn processes_from(wire: Vec<WireProcess>) -> Vec<ProcessSeen> {
+    let read = |(pid, ppid, name, state, wchan): WireProcess| ProcessSeen {
+        pid,
+        ppid,
+        name,
+        state: state.chars().next().unwrap_or('?'),
+        wchan: (!wchan.is_empty()).then_some(wchan),
+    };
+    wire.into_iter().map(read).collect()
+}
+
+/// The wire form of deadlines.
+pub fn deadlines(view: &RunView) -> Vec<(String, u64)> {
+    view.deadlines.iter().map(|(rule, at)| (rule.as_str().into(), at.0)).collect()
+}
+
+/// The wire form of an outcome.
+pub fn outcome(outcome: &Outcome) -> WireOutcome {
+    let (value, text) = match outcome {
+        Outcome::Exited { code } => (*code, String::new()),
+        Outcome::Signaled { signal } => (*signal, String::new()),
+        Outcome::Killed { .. } | Outcome::Oom => (0, String::new()),
+        Outcome::Lost { why } => (0, why.clone()),
+    };
+    (outcome.code().into(), value, text)
+}
+
+/// The wire form of the reason of a kill.
+pub fn reason(reason: &KillReason) -> WireReason {
+    let (rule, allowed, text) = match reason {
+        KillReason::Limit { rule, allowed } => (rule.as_str(), usec(*allowed), ""),
+        KillReason::Requested { text } => ("", 0, text.as_str()),
+        KillReason::ClientGone | KillReason::Leftovers | KillReason::LaunchIncomplete => ("", 0, ""),
+    };
+    let code = if rule.is_empty() { reason.code() } else { "limit" };
+    (code.into(), rule.into(), allowed, text.into())
+}
+
+/// The wire form of an actor.
+pub fn actor(actor: &Actor) -> WireActor {
+    match actor {
+        Actor::Guardian => (u32::MAX, "guardian".into()),
+        Actor::User { uid, name } => (*uid, name.clone()),
+    }
+}
+
+/// Reads the wire form of an actor.
+pub fn actor_from((uid, name): WireActor) -> Actor {
+    if uid == u32::MAX { Actor::Guardian } else { Actor::User { uid, name } }
+}
+
+/// The wire form of the steps of a kill.
+pub fn steps(receipt: &Receipt) -> Vec<WireStep> {
+    receipt.steps.iter().map(|s| (s.kind.as_str().into(), s.at.0, s.elapsed_usec, s.processes)).collect()
+}
+
+impl From<&RunView> for RunDict {
+    fn from(v: &RunView) -> Self {
+        let RunSpec { limits, .. } = &v.spec;
+        let receipt = v.receipt.as_ref();
+        Self {
+            run_id: v.spec.id.to_string(),
+            workflow: v.spec.workflow.clone(),
+            name: v.spec.name.clone(),
+            command: v.spec.command.clone(),
+            working_directory: v.spec.cwd.clone(),
+            uid: v.spec.uid,
+            user: v.spec.user.clone(),
+            main_process: v.spec.main.map(|p| (p.pid, p.start_ticks)),
+            client_process: v.spec.client.map(|p| (p.pid, p.start_ticks)),
+            init_timeout_usec: limits.init_timeout.map(usec),
+            max_runtime_usec: limits.max_runtime.map(usec),
+            grace_usec: usec(limits.grace),
+            readiness: limits.readiness.as_str().into(),
+            memory_max_bytes: limits.resources.memory_max_bytes,
+            tasks_max: limits.resources.tasks_max,
+            cpu_max_percent: limits.resources.cpu_max_percent,
+            log_path: v.spec.log.as_ref().map(|p| p.to_string_lossy().into_owned()),
+            phase: v.phase.as_str().into(),
+            health: v.health.as_str().into(),
+            health_reasons: some(health_reasons(v)),
+            containment: v.containment.as_str().into(),
+            control_group: v.cgroup.as_ref().map(|c| c.path.to_string_lossy().into_owned()),
+            control_group_inode: v.cgroup.as_ref().map(|c| c.inode),
+            frozen: v.frozen.then_some(true),
+            create_timestamp_usec: v.created_at.0,
+            start_timestamp_usec: v.started_at.map(|w| w.0),
+            ready_timestamp_usec: v.ready_at.map(|w| w.0),
+            finish_timestamp_usec: v.finished_at.map(|w| w.0),
+            deadlines: some(deadlines(v)),
+            outcome: v.outcome.as_ref().map(outcome),
+            outcome_reason: match &v.outcome {
+                Some(Outcome::Killed { reason: why }) => Some(reason(why)),
+                _ => None,
+            },
+            kill_mode: receipt.map(|r| r.mode.as_str().into()),
+            kill_reason: receipt.map(|r| reason(&r.reason)),
+            kill_actor: receipt.map(|r| actor(&r.actor)),
+            kill_timestamp_usec: receipt.map(|r| r.requested_at.0),
+            kill_duration_usec: receipt.map(|r| r.duration_usec),
+            kill_steps: receipt.map(steps),
+            kill_terminated: receipt.map(|r| r.terminated),
+            kill_killed: receipt.map(|r| r.killed),
+            kill_survivors: receipt.map(|r| r.survivors),
+            kill_processes: receipt.map(|r| processes(&r.processes)),
+            kill_processes_total: receipt.map(|r| r.processes_total),
+            cpu_usage_nsec: v.usage.cpu_usec.map(|u| u.saturating_mul(1000)),
+            memory_current_bytes: v.usage.memory_bytes,
+            tasks_current: v.usage.tasks,
+            notices: some(v.notices.clone()),
+        }
+    }
+}
+
+/// Finds the value that is spelt like this.
+fn named<T: Copy>(what: &str, text: &str, all: &[T], name: impl Fn(T) -> &'static str) -> Result<T, Error> {
+    all.iter().copied().find(|v| name(*v) == text).ok_or_else(|| unknown(what, text))
+}
+
+fn unknown(what: &str, text: &str) -> Error {
+    Error::internal(format!(
+        "the instance answered with the {what} {text:?}, which this version does not know: `guardian doctor` tells \
+         both versions"
+    ))
+}
+
+/// Reads a rule by any of its names.
+pub fn rule_from(text: &str) -> Result<Rule, Error> {
+    const RULES: [Rule; 4] = [Rule::InitTimeout, Rule::MaxRuntime, Rule::Leftovers, Rule::Unkillable];
+    named("rule", text, &RULES, Rule::as_str)
+}
+
+/// Reads a phase by name.
+pub fn phase_from(text: &str) -> Result<Phase, Error> {
+    named("phase", text, &Phase::ALL, Phase::as_str)
+}
+
+/// Reads a health by name.
+pub fn health_from(text: &str) -> Result<Health, Error> {
+    named("health", text, &[Health::Healthy, Health::Warning, Health::Critical], Health::as_str)
+}
+
+fn step_from((kind, at, elapsed_usec, processes): WireStep) -> Result<Step, Error> {
+    use StepKind::*;
+    const KINDS: [StepKind; 8] =
+        [IntentRecorded, IntentNotRecorded, Terminated, Escalated, Killed, Unkillable, Emptied, Resumed];
+    let kind = named("step", &kind, &KINDS, StepKind::as_str)?;
+    Ok(Step { kind, at: Wall(at), elapsed_usec, processes })
+}
+
+/// Reads the wire form of the reason of a kill.
+pub fn reason_from((code, rule, allowed, text): WireReason) -> Result<KillReason, Error> {
+    Ok(match code.as_str() {
+        "limit" => KillReason::Limit { rule: rule_from(&rule)?, allowed: Duration::from_micros(allowed) },
+        "requested" => KillReason::Requested { text },
+        "client_gone" => KillReason::ClientGone,
+        "leftovers" => KillReason::Leftovers,
+        "launch_incomplete" => KillReason::LaunchIncomplete,
+        other => return Err(unknown("reason", other)),
+    })
+}
+
+fn parsed<T: FromStr<Err: std::fmt::Display>>(text: &str) -> Result<T, Error> {
+    text.parse().map_err(|e: T::Err| Error::internal(format!("the instance's answer cannot be read: {e}")))
+}
+
+impl RunDict {
+    fn outcome(&mut self) -> Result<Option<Outcome>, Error> {
+        let Some((kind, value, text)) = self.outcome.take().filter(|o| !o.0.is_empty()) else {
+            return Ok(None);
+        };
+        Ok(Some(match kind.as_str() {
+            "exited" => Outcome::Exited { code: value },
+            "signaled" => Outcome::Signaled { signal: value },
+            "oom" => Outcome::Oom,
+            "lost" => Outcome::Lost { why: text },
+            "killed" => Outcome::Killed { reason: reason_from(self.outcome_reason.take().unwrap_or_default())? },
+            other => return Err(unknown("outcome", other)),
+        }))
+    }
+
+    fn receipt(&mut self, run: RunId) -> Result<Option<Receipt>, Error> {
+        let Some(mode) = self.kill_mode.take().filter(|m| !m.is_empty()) else {
+            return Ok(None);
+        };
+        let steps = self.kill_steps.take().unwrap_or_default();
+        Ok(Some(Receipt {
+            run,
+            mode: parsed(&mode)?,
+            reason: reason_from(self.kill_reason.take().unwrap_or_default())?,
+            actor: actor_from(self.kill_actor.take().unwrap_or_default()),
+            requested_at: Wall(self.kill_timestamp_usec.unwrap_or_default()),
+            duration_usec: self.kill_duration_usec.unwrap_or_default(),
+            steps: steps.into_iter().map(step_from).collect::<Result<_, _>>()?,
+            terminated: self.kill_terminated.unwrap_or_default(),
+            killed: self.kill_killed.unwrap_or_default(),
+            survivors: self.kill_survivors.unwrap_or_default(),
+            processes: processes_from(self.kill_processes.take().unwrap_or_default()),
+            processes_total: self.kill_processes_total.unwrap_or_default(),
+        }))
+    }
+}
+
+impl TryFrom<RunDict> for RunView {
+    type Error = Error;
+
+    fn try_from(mut d: RunDict) -> Result<Self, Error> {
+        let id: RunId = parsed(&d.run_id)?;
+        let (outcome, receipt) = (d.outcome()?, d.receipt(id)?);
+        let process = |p: Option<(u32, u64)>| p.map(|(pid, start_ticks)| ProcessId { pid, start_ticks });
+        let duration = |u: Option<u64>| u.filter(|u| *u != u64::MAX).map(Duration::from_micros);
+        let wall = |u: Option<u64>| u.filter(|u| *u != 0).map(Wall);
+        let reason = |(rule, level, text, since): WireHealth| {
+            Ok(HealthReason { rule: rule_from(&rule)?, level: health_from(&level)?, text, since: Wall(since) })
+        };
+        Ok(RunView {
+            spec: RunSpec {
+                id,
+                workflow: d.workflow,
+                name: d.name.filter(|n| !n.is_empty()),
+                command: d.command,
+                cwd: d.working_directory,
+                uid: d.uid,
+                user: d.user,
+                main: process(d.main_process),
+                client: process(d.client_process),
+                limits: Limits {
+                    init_timeout: duration(d.init_timeout_usec),
+                    max_runtime: duration(d.max_runtime_usec),
+                    grace: Duration::from_micros(d.grace_usec),
+                    readiness: parsed::<Readiness>(&d.readiness)?,
+                    resources: Resources {
+                        memory_max_bytes: d.memory_max_bytes,
+                        tasks_max: d.tasks_max,
+                        cpu_max_percent: d.cpu_max_percent,
+                    },
+                },
+                log: d.log_path.filter(|p| !p.is_empty()).map(PathBuf::from),
+            },
+            phase: phase_from(&d.phase)?,
+            health: health_from(&d.health)?,
+            reasons: d.health_reasons.unwrap_or_default().into_iter().map(reason).collect::<Result<_, Error>>()?,
+            containment: named("containment", &d.containment, &[Containment::Cgroupfs], Containment::as_str)?,
+            cgroup: d.control_group.filter(|p| !p.is_empty()).map(|path| CgroupIdentity {
+                path: PathBuf::from(path),
+                inode: d.control_group_inode.unwrap_or_default(),
+            }),
+            frozen: d.frozen.unwrap_or_default(),
+            created_at: Wall(d.create_timestamp_usec),
+            started_at: wall(d.start_timestamp_usec),
+            ready_at: wall(d.ready_timestamp_usec),
+            finished_at: wall(d.finish_timestamp_usec),
+            deadlines: (d.deadlines.unwrap_or_default().into_iter())
+                .map(|(rule, at)| Ok((rule_from(&rule)?, Wall(at))))
+                .collect::<Result<_, Error>>()?,
+            outcome,
+            receipt,
+            usage: Usage {
+                cpu_usec: d.cpu_usage_nsec.map(|n| n / 1000),
+                memory_bytes: d.memory_current_bytes,
+                tasks: d.tasks_current,
+            },
+            notices: d.notices.unwrap_or_default(),
+        })
+    }
+}
+
+/// A kill's answer as `a{sv}`.
+#[derive(Debug, Clone, PartialEq, SerializeDict, DeserializeDict, Type)]
+#[zbus(signature = "a{sv}", rename_all = "PascalCase")]
+pub struct KillDict {
+    #[zbus(rename = "RunID")]
+    run_id: String,
+    kill_mode: String,
+    kill_reason: WireReason,
+    kill_actor: WireActor,
+    #[zbus(rename = "KillTimestampUSec")]
+    kill_timestamp_usec: u64,
+}
+
+impl From<&KillAnswer> for KillDict {
+    fn from(a: &KillAnswer) -> Self {
+        Self {
+            run_id: a.run.to_string(),
+            kill_mode: a.mode.as_str().into(),
+            kill_reason: reason(&a.reason),
+            kill_actor: actor(&a.actor),
+            kill_timestamp_usec: a.requested_at.0,
+        }
+    }
+}
+
+impl TryFrom<KillDict> for KillAnswer {
+    type Error = Error;
+
+    fn try_from(d: KillDict) -> Result<Self, Error> {
+        Ok(KillAnswer {
+            run: parsed(&d.run_id)?,
+            mode: parsed(&d.kill_mode)?,
+            reason: reason_from(d.kill_reason)?,
+            actor: actor_from(d.kill_actor),
+            requested_at: Wall(d.kill_timestamp_usec),
+        })
+    }
+}
+
+/// The kind and value of ReportExit.
+pub fn exit_status(status: ExitStatus) -> (&'static str, i32) {
+    match status {
+        ExitStatus::Exited(code) => ("exited", code),
+        ExitStatus::Signaled(signal) => ("signaled", signal),
+    }
+}
+
+/// Reads the kind and value of ReportExit.
+pub fn exit_status_from(kind: &str, value: i32) -> Result<ExitStatus, Error> {
+    match (kind, value) {
+        ("exited", 0..=255) => Ok(ExitStatus::Exited(value)),
+        ("signaled", 1..=64) => Ok(ExitStatus::Signaled(value)),
+        _ => Err(Error::invalid(format!(
+            "an exit is `exited` with a code of 0 to 255, or `signaled` with a signal of 1 to 64, not {:?} with {value}",
+            kind.chars().take(20).collect::<String>()
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use zbus::wire::{NATIVE_ENDIAN, serialized::Context, to_bytes};
+
+    use super::*;
+
+    fn full() -> RunDict {
+        let s = || "tëxt".to_owned();
+        RunDict {
+            run_id: s(),
+            command: vec![s(), String::new()],
+            main_process: Some((1, 2)),
+            grace_usec: 7,
+            health_reasons: Some(vec![(s(), s(), s(), 3), (s(), s(), String::new(), 4)]),
+            frozen: Some(true),
+            deadlines: Some(vec![(s(), 1)]),
+            outcome: Some((s(), -1, s())),
+            outcome_reason: Some((s(), s(), 9, s())),
+            kill_actor: Some((u32::MAX, s())),
+            kill_steps: Some(vec![(s(), 1, 2, 3)]),
+            kill_processes: Some(vec![(1, 2, s(), s(), s())]),
+            kill_killed: Some(5),
+            ..RunDict::default()
+        }
+    }
+
+    #[test]
+    fn a_list_marshalled_by_hand_has_the_bytes_that_zbus_gives() {
+        let dicts = vec![RunDict::default(), full(), RunDict::default(), full()];
+        let by_hand = to_bytes(Context::new(NATIVE_ENDIAN, 0), &wire::Marshalled::of(dicts.clone())).unwrap();
+        let by_zbus = to_bytes(Context::new(NATIVE_ENDIAN, 0), &dicts).unwrap();
+        assert_eq!(by_hand.bytes(), by_zbus.bytes());
+        assert_eq!(wire::list::<RunDict>(by_zbus.bytes()), Some(dicts));
+    }
+
+    #[test]
+    fn a_list_that_is_cut_or_changed_is_never_more_than_refused() {
+        let good = to_bytes(Context::new(NATIVE_ENDIAN, 0), &vec![full(), full()]).unwrap();
+        for cut in 0..good.bytes().len() {
+            assert_eq!(wire::list::<RunDict>(&good.bytes()[..cut]), None);
+        }
+        for at in 0..good.bytes().len() {
+            let mut bad = good.bytes().to_vec();
+            bad[at] = 0xff;
+            let _ = wire::list::<RunDict>(&bad);
+        }
+    }
+}

@@ -1,0 +1,397 @@
+//! The definition of the command line: help, completions and man pages are made of it.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::model::{Readiness, parse_duration, valid_workflow_name};
+
+const EXIT_STATUSES: &str = "\
+Exit status of `run` and `wait`: the command's own; 128 and the number of the signal that ended it; 124 when a limit ended
+it; 137 when it was killed; 125 when guardian itself failed; 126 when the command cannot be executed, 127 when it is not
+found. Of the others: 0 done, 2 a value that makes no sense, 3 no such run, 4 already finished, 5 not authorized, 6 the
+launch failed, 7 no cgroup to be had, 8 the audit cannot be written, 9 too many, 10 timed out, 11 no instance, 1 anything
+else.";
+
+/// Runs workflows contained, notices stuck ones, ends them for good and keeps the proof.
+#[derive(Debug, Parser)]
+#[command(name = "guardian", version, about, after_help = EXIT_STATUSES, max_term_width = 100, infer_subcommands = false)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// Options of every verb.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// Write JSON on standard output (reading verbs): snake_case keys, durations and times in microseconds
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Where the private instance keeps its database, logs and socket
+    /// [default: $GUARDIAN_STATE_DIR, $XDG_STATE_HOME/guardian or ~/.local/state/guardian]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// The configuration file of a private instance that has to be started [default: $GUARDIAN_CONFIG]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// When to use colour
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto", hide_possible_values = false)]
+    pub color: ColorWhen,
+}
+
+/// When to use colour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ColorWhen {
+    /// On a terminal, without NO_COLOR.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Run a command contained and watched
+    Run(RunArgs),
+    /// List runs
+    Ps(PsArgs),
+    /// Show everything about runs
+    Show(RunsArg),
+    /// End runs, and show the receipts
+    Kill(KillArgs),
+    /// Wait for a run to end, and exit with its status
+    Wait(WaitArgs),
+    /// Show the output of a detached run
+    Logs(LogsArgs),
+    /// Give a timer of a run more time
+    Extend(ExtendArgs),
+    /// Pause runs
+    Freeze(RunsArg),
+    /// Let paused runs go on
+    Thaw(RunsArg),
+    /// List finished runs
+    History(HistoryArgs),
+    /// Show the audit log, or verify its hash chain
+    Audit(AuditArgs),
+    /// Say what guards this host, what is missing and what to type to get it
+    Doctor,
+    /// Check or show the configuration
+    #[command(subcommand)]
+    Config(ConfigVerb),
+    /// Run four workflows, three of them bad, and show how each ends
+    Demo,
+    /// Print completions for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write the man pages, one for each verb, into a directory; without one, print the main page
+    Man {
+        /// The directory
+        dir: Option<PathBuf>,
+    },
+    /// The private instance: started by the other verbs when nobody answers
+    #[command(hide = true)]
+    Instance(InstanceArgs),
+}
+
+/// A limit in time, or none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TimeLimit(pub Option<Duration>);
+
+/// A limit in numbers, or none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NumberLimit(pub Option<u64>);
+
+/// Arguments of `run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Return at once; output goes to a log (`guardian logs`)
+    #[arg(short, long)]
+    pub detach: bool,
+    /// The workflow, which brings its limits from the configuration
+    #[arg(short, long, value_name = "NAME", value_parser = workflow)]
+    pub workflow: Option<String>,
+    /// A name for people
+    #[arg(short, long, value_name = "TEXT")]
+    pub name: Option<String>,
+    /// The longest time in all: 90s, 30m, 1h30m, or off
+    #[arg(long, value_name = "TIME", value_parser = time_limit)]
+    pub max_runtime: Option<TimeLimit>,
+    /// The longest time until it is ready, or off
+    #[arg(long, value_name = "TIME", value_parser = time_limit)]
+    pub init_timeout: Option<TimeLimit>,
+    /// What makes it ready: its first output, or being executed
+    #[arg(long, value_name = "WHEN", value_parser = clap::builder::PossibleValuesParser::new(["output", "exec"]))]
+    pub readiness: Option<String>,
+    /// The time between SIGTERM and cgroup.kill
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub grace: Option<Duration>,
+    /// The most memory: 512M, 2G, or off
+    #[arg(long, value_name = "SIZE", value_parser = size_limit)]
+    pub memory_max: Option<NumberLimit>,
+    /// The most tasks (threads count), or off
+    #[arg(long, value_name = "NUMBER", value_parser = number_limit)]
+    pub tasks_max: Option<NumberLimit>,
+    /// The most CPU in percent of one core (150 or 150%), or off
+    #[arg(long, value_name = "PERCENT", value_parser = percent_limit)]
+    pub cpu_max: Option<NumberLimit>,
+    /// Set a variable, or pass on one of this environment (repeatable)
+    #[arg(short, long, value_name = "KEY[=VALUE]")]
+    pub env: Vec<OsString>,
+    /// The working directory
+    #[arg(short = 'C', long, value_name = "DIR")]
+    pub cwd: Option<PathBuf>,
+    /// The command and its arguments
+    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND", allow_hyphen_values = true)]
+    pub command: Vec<OsString>,
+}
+
+impl RunArgs {
+    /// The readiness that was named.
+    pub fn readiness(&self) -> Option<Readiness> {
+        self.readiness.as_deref().and_then(|r| r.parse().ok())
+    }
+}
+
+/// Which runs.
+#[derive(Debug, Args, Default)]
+pub struct FilterArgs {
+    /// Of this workflow
+    #[arg(short, long, value_name = "NAME", value_parser = workflow)]
+    pub workflow: Option<String>,
+    /// With this health: healthy, warning, critical
+    #[arg(long, value_name = "HEALTH", value_parser = clap::builder::PossibleValuesParser::new(["healthy", "warning", "critical"]))]
+    pub health: Option<String>,
+    /// Created within this time: 10m, 2h, 7d
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub since: Option<Duration>,
+}
+
+/// Arguments of `ps`.
+#[derive(Debug, Args)]
+pub struct PsArgs {
+    /// The finished ones too
+    #[arg(short, long)]
+    pub all: bool,
+    /// In this phase: starting, initializing, running, stopping, killing, finished
+    #[arg(long, value_name = "PHASE", value_parser = clap::builder::PossibleValuesParser::new(["starting", "initializing", "running", "stopping", "killing", "finished"]))]
+    pub phase: Option<String>,
+    /// Print the ids only
+    #[arg(short, long)]
+    pub quiet: bool,
+    #[command(flatten)]
+    pub filter: FilterArgs,
+}
+
+/// Arguments of `history`.
+#[derive(Debug, Args)]
+pub struct HistoryArgs {
+    #[command(flatten)]
+    pub filter: FilterArgs,
+    /// At most so many, newest first
+    #[arg(short = 'n', long, value_name = "NUMBER", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub limit: u32,
+}
+
+/// Some runs.
+#[derive(Debug, Args)]
+pub struct RunsArg {
+    /// The runs, by id or the unique beginning of one
+    #[arg(required = true, value_name = "RUN")]
+    pub runs: Vec<String>,
+}
+
+/// Arguments of `kill`.
+#[derive(Debug, Args)]
+pub struct KillArgs {
+    #[command(flatten)]
+    pub runs: RunsArg,
+    /// cgroup.kill at once, without SIGTERM and grace
+    #[arg(short, long)]
+    pub force: bool,
+    /// Why; goes on record
+    #[arg(short, long, value_name = "TEXT", default_value = "")]
+    pub reason: String,
+    /// Return when the kill is on record, not when it is done
+    #[arg(long)]
+    pub no_wait: bool,
+}
+
+/// Arguments of `wait`.
+#[derive(Debug, Args)]
+pub struct WaitArgs {
+    /// The run, by id or the unique beginning of one
+    #[arg(value_name = "RUN")]
+    pub run: String,
+    /// The longest time to wait
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub timeout: Option<Duration>,
+}
+
+/// Arguments of `logs`.
+#[derive(Debug, Args)]
+pub struct LogsArgs {
+    /// The run, by id or the unique beginning of one
+    #[arg(value_name = "RUN")]
+    pub run: String,
+    /// Go on until the run is over
+    #[arg(short, long)]
+    pub follow: bool,
+    /// The last lines only
+    #[arg(short = 'n', long, value_name = "NUMBER")]
+    pub lines: Option<u64>,
+}
+
+/// Arguments of `extend`.
+#[derive(Debug, Args)]
+pub struct ExtendArgs {
+    /// The run, by id or the unique beginning of one
+    #[arg(value_name = "RUN")]
+    pub run: String,
+    /// The timer: init_timeout or max_runtime
+    #[arg(value_name = "LIMIT", value_parser = clap::builder::PossibleValuesParser::new(["init_timeout", "max_runtime"]))]
+    pub limit: String,
+    /// How much longer
+    #[arg(value_name = "TIME", value_parser = parse_duration)]
+    pub by: Duration,
+}
+
+/// Arguments of `audit`.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct AuditArgs {
+    /// Only the rows of this run
+    #[arg(value_name = "RUN")]
+    pub run: Option<String>,
+    /// Only rows after this one
+    #[arg(long, value_name = "SEQ", default_value_t = 0)]
+    pub after: u64,
+    /// Go on as rows are written
+    #[arg(short, long)]
+    pub follow: bool,
+    #[command(subcommand)]
+    pub verb: Option<AuditVerb>,
+}
+
+/// What else to do with the audit.
+#[derive(Debug, Subcommand)]
+pub enum AuditVerb {
+    /// Check the hash chain of the whole audit
+    Verify,
+}
+
+/// What to do with the configuration.
+#[derive(Debug, Subcommand)]
+pub enum ConfigVerb {
+    /// Check a configuration file, and say where it is wrong
+    Check {
+        /// The file [default: the one that an instance would read]
+        file: Option<PathBuf>,
+    },
+    /// Show what holds: defaults, file and drop-ins together
+    Show,
+}
+
+/// Arguments of `instance`.
+#[derive(Debug, Args)]
+pub struct InstanceArgs {
+    /// Start another process that is nobody's child, and return
+    #[arg(long)]
+    pub detach: bool,
+    /// The time without a run and a connection after which it exits
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "60s")]
+    pub idle_exit: Duration,
+}
+
+fn workflow(text: &str) -> Result<String, String> {
+    valid_workflow_name(text).map(|()| text.to_owned())
+}
+
+fn time_limit(text: &str) -> Result<TimeLimit, String> {
+    if text == "off" { Ok(TimeLimit(None)) } else { parse_duration(text).map(|d| TimeLimit(Some(d))) }
+}
+
+fn size_limit(text: &str) -> Result<NumberLimit, String> {
+    if text == "off" {
+        return Ok(NumberLimit(None));
+    }
+    // As in systemd and in cgroup files, K, M and G are powers of 1024.
+    let size = parse_size::Config::new().with_binary().parse_size(text);
+    let size = size.map_err(|e| format!("{text:?} is not a size ({e}): write it as 512M, 2G or off"))?;
+    positive(size)
+}
+
+fn number_limit(text: &str) -> Result<NumberLimit, String> {
+    if text == "off" {
+        return Ok(NumberLimit(None));
+    }
+    positive(text.parse().map_err(|_| format!("{text:?} is not a number: write it as 500 or off"))?)
+}
+
+fn percent_limit(text: &str) -> Result<NumberLimit, String> {
+    let limit = number_limit(text.strip_suffix('%').unwrap_or(text))?;
+    match limit.0 {
+        Some(percent) if percent >= u64::from(u32::MAX) => Err(format!("{text:?} is more CPU than there is")),
+        _ => Ok(limit),
+    }
+}
+
+fn positive(number: u64) -> Result<NumberLimit, String> {
+    if number == 0 { Err("a limit is 1 or more, or off".to_owned()) } else { Ok(NumberLimit(Some(number))) }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn run(arguments: &[&str]) -> RunArgs {
+        match Cli::try_parse_from([&["guardian", "run"], arguments].concat()).unwrap().verb {
+            Verb::Run(run) => run,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn everything_after_the_command_belongs_to_it() {
+        let plain = run(&["--max-runtime", "3s", "--", "sh", "-c", "x", "--detach"]);
+        assert_eq!((plain.command.len(), plain.detach), (4, false));
+        assert_eq!(run(&["ls", "-l", "--json"]).command, ["ls", "-l", "--json"]);
+        assert!(Cli::try_parse_from(["guardian", "run"]).is_err());
+    }
+
+    #[test]
+    fn limits_are_read_with_units_and_can_be_off() {
+        let run = run(&["--memory-max=2G", "--tasks-max", "off", "--cpu-max", "150%", "--init-timeout", "off", "x"]);
+        assert_eq!(run.memory_max, Some(NumberLimit(Some(2 << 30))));
+        assert_eq!(run.tasks_max, Some(NumberLimit(None)));
+        assert_eq!(run.cpu_max, Some(NumberLimit(Some(150))));
+        assert_eq!(run.init_timeout, Some(TimeLimit(None)));
+        for bad in ["--memory-max=0", "--memory-max=much", "--tasks-max=-1", "--cpu-max=5000000000", "--grace=off"] {
+            assert!(Cli::try_parse_from(["guardian", "run", bad, "x"]).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn audit_takes_a_run_or_verify() {
+        let audit = |arguments: &[&str]| match Cli::try_parse_from(arguments).unwrap().verb {
+            Verb::Audit(audit) => audit,
+            other => panic!("{other:?}"),
+        };
+        assert!(matches!(audit(&["guardian", "audit", "verify"]).verb, Some(AuditVerb::Verify)));
+        assert_eq!(audit(&["guardian", "audit", "run_1"]).run.as_deref(), Some("run_1"));
+    }
+}

@@ -1,0 +1,51 @@
+//! What a launch is made of: the options of `run` as a request.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+use super::args::RunArgs;
+use crate::daemon::command::LaunchRequest;
+use crate::model::{Error, LimitUpdate};
+
+/// The request of these options. The working directory is where this process is.
+pub fn request(args: &RunArgs) -> Result<LaunchRequest, Error> {
+    let percent = |limit: Option<u64>| limit.map(|p| u32::try_from(p).unwrap_or(u32::MAX - 1));
+    let cwd = std::env::current_dir()
+        .map_err(|e| Error::invalid(format!("the working directory cannot be told: {e}: name one with --cwd")))?;
+    Ok(LaunchRequest {
+        workflow: args.workflow.clone(),
+        name: args.name.clone(),
+        argv: args.command.iter().map(|a| a.as_bytes().to_vec()).collect(),
+        env: Vec::new(),
+        cwd: cwd.into_os_string().into_vec(),
+        limits: LimitUpdate {
+            init_timeout: args.init_timeout.map(|l| l.0),
+            max_runtime: args.max_runtime.map(|l| l.0),
+            grace: args.grace,
+            readiness: args.readiness(),
+            memory_max_bytes: args.memory_max.map(|l| l.0),
+            tasks_max: args.tasks_max.map(|l| l.0),
+            cpu_max_percent: args.cpu_max.map(|l| percent(l.0)),
+        },
+    })
+}
+
+/// The environment of the command: this process's, with what `--env` sets. A detached run gets the same.
+pub fn environment(args: &RunArgs) -> Result<Vec<Vec<u8>>, Error> {
+    let own = std::env::vars_os().map(|(key, value)| [key.as_bytes(), b"=", value.as_bytes()].concat());
+    let mut env: Vec<Vec<u8>> = own.collect();
+    for entry in &args.env {
+        let bytes = entry.as_bytes();
+        let (key, value) = match bytes.iter().position(|b| *b == b'=') {
+            Some(0) => return Err(Error::invalid("--env takes KEY=VALUE or KEY, and the key is empty")),
+            Some(at) => (&bytes[..at], Some(bytes[at + 1..].to_vec())),
+            None => (bytes, std::env::var_os(OsStr::from_bytes(bytes)).map(OsStringExt::into_vec)),
+        };
+        let value = value.ok_or_else(|| {
+            Error::invalid(format!("--env {0}: there is no variable {0} to pass on", entry.to_string_lossy()))
+        })?;
+        env.retain(|e| !(e.starts_with(key) && e.get(key.len()) == Some(&b'=')));
+        env.push([key, b"=", &value].concat());
+    }
+    Ok(env)
+}

@@ -1,0 +1,141 @@
+//! The command line: a file per verb, the definition in `args`, all output through `output`.
+//!
+//! Translates and calls; holds no rule. May touch the bus client, the model and the terminal; of the rest of the crate
+//! only the gate of a foreground launch, the configuration for `config`, and the instance's own entry.
+
+mod args;
+mod audit;
+mod completions;
+mod config;
+mod demo;
+mod doctor;
+mod ending;
+mod extend;
+mod freeze;
+mod json;
+mod kill;
+mod launch;
+mod list;
+mod logs;
+mod output;
+mod run;
+mod session;
+mod show;
+mod terminal;
+#[cfg(test)]
+mod testing;
+mod wait;
+
+use std::io;
+use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use clap::Parser;
+
+use self::args::{Cli, InstanceArgs, Verb};
+use self::output::{Output, escape, hint, note};
+use self::session::Session;
+use crate::daemon::instance;
+use crate::model::{Error, ErrorKind, Wall};
+
+/// What a verb comes to: its exit status.
+type Done = anyhow::Result<i32>;
+
+/// The exit status of a failure of our own, as of env, timeout and podman.
+const OWN_FAILURE: i32 = 125;
+
+/// The whole of `guardian`.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let out = Output::new(cli.global.json, cli.global.color);
+    match verb(cli, &out) {
+        Ok(status) => status,
+        Err(e) => failed(&e),
+    }
+}
+
+fn verb(cli: Cli, out: &Output) -> anyhow::Result<ExitCode> {
+    let session = Session::new(&cli.global)?;
+    let session = &session;
+    let done = match cli.verb {
+        // Forks before there is a runtime, and has exit statuses of its own.
+        Verb::Run(args) => return Ok(run::main(&args, session, out)),
+        Verb::Instance(args) => serve(args, session),
+        Verb::Completions { shell } => completions::completions(shell),
+        Verb::Man { dir } => completions::man(dir.as_deref()),
+        Verb::Config(verb) => config::main(&verb, session, out),
+        Verb::Ps(args) => runtime()?.block_on(list::ps(&args, session, out)),
+        Verb::Show(args) => runtime()?.block_on(show::main(&args.runs, session, out)),
+        Verb::Kill(args) => runtime()?.block_on(kill::main(&args, session, out)),
+        Verb::Wait(args) => runtime()?.block_on(wait::main(&args, session, out)),
+        Verb::Logs(args) => runtime()?.block_on(logs::main(&args, session)),
+        Verb::Extend(args) => runtime()?.block_on(extend::main(&args, session, out)),
+        Verb::Freeze(args) => runtime()?.block_on(freeze::main(&args.runs, true, session)),
+        Verb::Thaw(args) => runtime()?.block_on(freeze::main(&args.runs, false, session)),
+        Verb::History(args) => runtime()?.block_on(list::history(&args, session, out)),
+        Verb::Audit(args) => runtime()?.block_on(audit::main(&args, session, out)),
+        Verb::Doctor => runtime()?.block_on(doctor::main(session, out)),
+        Verb::Demo => runtime()?.block_on(demo::main(session, out)),
+    };
+    done.map(exit_code)
+}
+
+/// The hidden verb.
+fn serve(args: InstanceArgs, session: &Session) -> Done {
+    if args.detach {
+        session::detach(std::env::args_os().skip(1))?;
+        return Ok(0);
+    }
+    // A session of its own: no terminal, and no signal meant for whoever started it. Fails only for a group leader.
+    let _ = rustix::process::setsid();
+    instance::run(instance::Options {
+        state_dir: session.state_dir().to_owned(),
+        config: session.config().map(Into::into),
+        idle_exit: Some(args.idle_exit),
+    })?;
+    Ok(0)
+}
+
+/// Says what failed, and gives the exit status of its kind.
+fn failed(e: &anyhow::Error) -> ExitCode {
+    if e.chain().filter_map(|c| c.downcast_ref::<io::Error>()).any(|e| e.kind() == io::ErrorKind::BrokenPipe) {
+        // Whoever read our output has enough of it.
+        return exit_code(0);
+    }
+    note(escape(&format!("{e:#}")));
+    let kind = e.downcast_ref::<Error>().map(|e| e.kind);
+    match kind {
+        Some(ErrorKind::Unavailable | ErrorKind::NotDelegated) => hint("`guardian doctor` says what is missing"),
+        Some(ErrorKind::InvalidRunId | ErrorKind::NoSuchRun) => hint("`guardian ps --all` lists runs"),
+        _ => {}
+    }
+    exit_code(kind.map_or(1, ErrorKind::exit_status))
+}
+
+fn exit_code(status: i32) -> ExitCode {
+    ExitCode::from(u8::try_from(status & 0xff).unwrap_or(1))
+}
+
+/// The runtime of a verb that talks to the instance.
+fn runtime() -> Result<tokio::runtime::Runtime, Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|e| Error::internal(format!("cannot start: {e}")))
+}
+
+/// The time, for people.
+fn now() -> Wall {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Wall(u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_keeps_its_exit_status_under_context() {
+        use anyhow::Context;
+        let e = Err::<(), _>(Error::no_such_run("run_1")).context("showing").unwrap_err();
+        assert_eq!(e.downcast_ref::<Error>().map(|e| e.kind.exit_status()), Some(3));
+    }
+}

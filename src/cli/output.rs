@@ -1,0 +1,204 @@
+//! What people and programs are shown: data on standard output, the rest on standard error. Everything that came from
+//! outside is escaped, so that no name, command or reason can steer a terminal or fake a line.
+
+use std::io::{self, IsTerminal, Write};
+
+use comfy_table::Table;
+use serde_json::Value;
+
+use super::args::ColorWhen;
+use crate::model::{Health, Wall};
+
+/// How output is written.
+#[derive(Debug, Clone, Copy)]
+pub struct Output {
+    /// JSON was asked for.
+    pub json: bool,
+    color: bool,
+}
+
+/// A colour for a word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tone {
+    /// As it is.
+    Plain,
+    /// Good.
+    Good,
+    /// Look here.
+    Warning,
+    /// Bad.
+    Bad,
+    /// Less important.
+    Dim,
+}
+
+impl Output {
+    /// Output as the options and the environment say.
+    pub fn new(json: bool, when: ColorWhen) -> Self {
+        let no_color = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
+        let color = match when {
+            ColorWhen::Always => true,
+            ColorWhen::Never => false,
+            ColorWhen::Auto => io::stdout().is_terminal() && !no_color,
+        };
+        Self { json, color }
+    }
+
+    /// The word in this tone.
+    pub fn tone(&self, tone: Tone, text: impl Into<String>) -> String {
+        let text = text.into();
+        let code = match tone {
+            Tone::Good => "32",
+            Tone::Warning => "33",
+            Tone::Bad => "31",
+            Tone::Dim => "2",
+            Tone::Plain => return text,
+        };
+        if self.color { format!("\x1b[{code}m{text}\x1b[0m") } else { text }
+    }
+
+    /// A line of data.
+    pub fn line(&self, text: impl AsRef<str>) -> io::Result<()> {
+        writeln!(io::stdout().lock(), "{}", text.as_ref())
+    }
+
+    /// A JSON document of data.
+    pub fn json(&self, value: &Value) -> io::Result<()> {
+        let mut out = io::stdout().lock();
+        serde_json::to_writer_pretty(&mut out, value)?;
+        writeln!(out)
+    }
+
+    /// Rows under headings, aligned by spaces.
+    pub fn table<const N: usize>(&self, headings: [&str; N], rows: Vec<[String; N]>) -> io::Result<()> {
+        writeln!(io::stdout().lock(), "{}", table(headings, rows))
+    }
+}
+
+/// Rows under headings, aligned by spaces.
+pub fn table<const N: usize>(headings: [&str; N], rows: Vec<[String; N]>) -> String {
+    let mut table = Table::new();
+    table.load_style(comfy_table::presets::NOTHING);
+    table.set_header(headings);
+    table.add_rows(rows);
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    table.lines().map(|l| l.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
+}
+
+/// The tone of a health.
+pub fn health_tone(health: Health) -> Tone {
+    match health {
+        Health::Healthy => Tone::Good,
+        Health::Warning => Tone::Warning,
+        Health::Critical => Tone::Bad,
+    }
+}
+
+/// A message about the command itself.
+pub fn note(text: impl AsRef<str>) {
+    // Where standard error is gone there is nobody to tell.
+    let _ = writeln!(io::stderr().lock(), "guardian: {}", text.as_ref());
+}
+
+/// What to type next.
+pub fn hint(text: impl AsRef<str>) {
+    let _ = writeln!(io::stderr().lock(), "hint: {}", text.as_ref());
+}
+
+/// Text from outside as one harmless line: control characters, what reorders text and line separators are written as
+/// escapes.
+pub fn escape(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\n' => safe.push_str("\\n"),
+            '\t' => safe.push_str("\\t"),
+            '\r' => safe.push_str("\\r"),
+            c if c.is_control() || reorders(c) => safe.extend(c.escape_unicode()),
+            c => safe.push(c),
+        }
+    }
+    safe
+}
+
+fn reorders(c: char) -> bool {
+    matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}' | '\u{61c}')
+}
+
+/// A command as one line that a shell would read back the same way, as far as it is text.
+pub fn command_line(command: &[String]) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "_-./=:,@%+".contains(c);
+    let quoted = command.iter().map(|word| match escape(word) {
+        word if !word.is_empty() && word.chars().all(plain) => word,
+        word => format!("'{}'", word.replace('\'', "'\\''")),
+    });
+    quoted.collect::<Vec<_>>().join(" ")
+}
+
+/// At most so many characters, with an ellipsis where some are left out.
+pub fn clip(text: &str, max: usize) -> String {
+    if text.chars().count() <= max {
+        return text.to_owned();
+    }
+    text.chars().take(max.saturating_sub(1)).chain(['…']).collect()
+}
+
+/// A time for people, in their time zone.
+pub fn local_time(at: Wall) -> String {
+    let Some(time) = timestamp(at) else { return format!("{} µs", at.0) };
+    time.to_zoned_datetime(jiff::tz::TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string()
+}
+
+/// A time for programs: RFC 3339 in UTC.
+pub fn utc_time(at: Wall) -> String {
+    timestamp(at).map_or_else(|| at.0.to_string(), |t| t.to_string())
+}
+
+fn timestamp(at: Wall) -> Option<jiff::Timestamp> {
+    jiff::Timestamp::from_microsecond(i64::try_from(at.0).ok()?).ok()
+}
+
+/// A size for people.
+pub fn human_size(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "K", "M", "G", "T"];
+    let mut size = bytes as f64;
+    let mut unit = 0;
+    while size >= 1024.0 && unit + 1 < UNITS.len() {
+        size /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 || size >= 100.0 { format!("{size:.0}{}", UNITS[unit]) } else { format!("{size:.1}{}", UNITS[unit]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_from_outside_cannot_steer_a_terminal() {
+        let nasty = "a\x1b[2Jb\nrun_0 finished\r\t\u{9b}31m\u{202e}c\u{7f}\0é漢";
+        let safe = escape(nasty);
+        assert_eq!(safe, "a\\u{1b}[2Jb\\nrun_0 finished\\r\\t\\u{9b}31m\\u{202e}c\\u{7f}\\u{0}é漢");
+        assert!(!safe.chars().any(|c| c.is_control()));
+    }
+
+    #[test]
+    fn a_command_line_is_quoted_where_a_shell_needs_it() {
+        let command = ["sh", "-c", "echo 'a b'", ""].map(str::to_owned);
+        assert_eq!(command_line(&command), "sh -c 'echo '\\''a b'\\''' ''");
+    }
+
+    #[test]
+    fn a_table_is_aligned_and_has_no_trailing_space() {
+        let text = table(["RUN", "PHASE"], vec![["run_1".into(), "running".into()], ["r".into(), "x".into()]]);
+        assert_eq!(text, "RUN    PHASE\nrun_1  running\nr      x");
+    }
+
+    #[test]
+    fn sizes_and_times_are_short() {
+        assert_eq!([512, 1536, 1 << 30, 300 << 20].map(human_size), ["512B", "1.5K", "1.0G", "300M"]);
+        assert_eq!(utc_time(Wall(1_700_000_000_000_000)), "2023-11-14T22:13:20Z");
+    }
+}

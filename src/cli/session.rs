@@ -1,0 +1,174 @@
+//! Finding the instance, and starting the private one where nobody answers.
+
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+
+use super::args::Global;
+use crate::bus::client::{Client, connect_socket};
+use crate::model::{Error, ErrorKind};
+
+/// The time that a started instance has until it answers.
+const START: Duration = Duration::from_secs(10);
+
+/// Where the instance is, or will be.
+#[derive(Debug, Clone)]
+pub struct Session {
+    state_dir: PathBuf,
+    config: Option<PathBuf>,
+}
+
+impl Session {
+    /// The place that the options name, or the user's own.
+    pub fn new(global: &Global) -> Result<Self, Error> {
+        let set = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+        let dir = match global.state_dir.clone().or_else(|| set("GUARDIAN_STATE_DIR")) {
+            Some(dir) => dir,
+            None => default_state_dir()?,
+        };
+        let absolute = |path: &Path| {
+            std::path::absolute(path)
+                .map_err(|e| Error::invalid(format!("{} has no absolute path: {e}", path.display())))
+        };
+        let config = global.config.clone().or_else(|| set("GUARDIAN_CONFIG"));
+        let config = config.as_deref().map(absolute).transpose()?;
+        Ok(Self { state_dir: absolute(&dir)?, config })
+    }
+
+    /// The state directory.
+    pub fn state_dir(&self) -> &Path {
+        &self.state_dir
+    }
+
+    /// The configuration file that was named.
+    pub fn config(&self) -> Option<&Path> {
+        self.config.as_deref()
+    }
+
+    /// The instance's socket.
+    pub fn socket(&self) -> PathBuf {
+        self.state_dir.join("bus.sock")
+    }
+
+    /// Connects to the instance; starts it if nobody answers.
+    pub async fn connect(&self) -> Result<Client, Error> {
+        let stream = match connect_socket(&self.socket()) {
+            Ok(stream) => stream,
+            Err(e) if nobody(&e) => self.start().await?,
+            Err(e) => {
+                let socket = self.socket();
+                return Err(Error::new(ErrorKind::Unavailable, format!("cannot connect to {}: {e}", socket.display())));
+            }
+        };
+        Client::over(stream).await
+    }
+
+    /// Asks the instance, and once more where the connection was lost: an idle instance may exit just then.
+    pub async fn ask<T>(&self, ask: impl AsyncFn(&Client) -> Result<T, Error>) -> Result<T, Error> {
+        match ask(&self.connect().await?).await {
+            Err(e) if e.kind == ErrorKind::Unavailable => ask(&self.connect().await?).await,
+            answer => answer,
+        }
+    }
+
+    /// Starts the private instance and waits until it listens. Of several that are started at once one takes the lock;
+    /// the others exit, and everybody connects to the one.
+    async fn start(&self) -> Result<std::os::unix::net::UnixStream, Error> {
+        let failed =
+            |what: String| Error::new(ErrorKind::Unavailable, format!("the instance could not be started: {what}"));
+        let mut words = Words::new(self.spawn().map_err(|e| failed(format!("cannot execute /proc/self/exe: {e}")))?)
+            .map_err(|e| failed(e.to_string()))?;
+        let begin = Instant::now();
+        loop {
+            match connect_socket(&self.socket()) {
+                Ok(stream) => return Ok(stream),
+                Err(e) if !nobody(&e) => return Err(failed(format!("{}: {e}", self.socket().display()))),
+                Err(_) => {}
+            }
+            if words.read() && !words.text.trim().is_empty() {
+                // It says so as it would to a person.
+                let said = words.text.trim();
+                return Err(failed(said.strip_prefix("guardian: ").unwrap_or(said).to_owned()));
+            }
+            if begin.elapsed() > START {
+                let said = if words.text.is_empty() { "it said nothing".into() } else { words.text };
+                return Err(failed(format!("it does not answer after {} s: {said}", START.as_secs())));
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    /// Starts it as nobody's child: the process started here starts the instance, and exits.
+    fn spawn(&self) -> io::Result<OwnedFd> {
+        let (reading, writing) = io::pipe()?;
+        let mut command = Command::new("/proc/self/exe");
+        command.arg("instance").arg("--detach").arg("--state-dir").arg(&self.state_dir);
+        if let Some(config) = &self.config {
+            command.arg("--config").arg(config);
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(writing).current_dir("/");
+        let status = command.status()?;
+        if !status.success() {
+            let mut words = String::new();
+            drop(command);
+            io::Read::take(&reading, 4096).read_to_string(&mut words)?;
+            return Err(io::Error::other(words.trim().to_owned()));
+        }
+        Ok(reading.into())
+    }
+}
+
+/// What a starting instance writes on its standard error.
+struct Words {
+    pipe: std::fs::File,
+    text: String,
+}
+
+impl Words {
+    fn new(pipe: OwnedFd) -> io::Result<Self> {
+        fcntl_setfl(&pipe, fcntl_getfl(&pipe)? | OFlags::NONBLOCK)?;
+        Ok(Self { pipe: pipe.into(), text: String::new() })
+    }
+
+    /// Reads what is there; true once there can be no more.
+    fn read(&mut self) -> bool {
+        let mut bytes = [0; 4096];
+        loop {
+            match self.pipe.read(&mut bytes) {
+                Ok(0) => return true,
+                Ok(n) if self.text.len() < 1 << 16 => self.text.push_str(&String::from_utf8_lossy(&bytes[..n])),
+                Ok(_) => {}
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return e.kind() != io::ErrorKind::WouldBlock,
+            }
+        }
+    }
+}
+
+fn nobody(e: &io::Error) -> bool {
+    matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+}
+
+fn default_state_dir() -> Result<PathBuf, Error> {
+    let set = |name| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
+    if let Some(state) = set("XDG_STATE_HOME") {
+        return Ok(state.join("guardian"));
+    }
+    let passwd = || nix::unistd::User::from_uid(nix::unistd::getuid()).ok().flatten().map(|u| u.dir);
+    set("HOME").or_else(passwd).map(|home| home.join(".local/state/guardian")).ok_or_else(|| {
+        Error::invalid(
+            "there is no home directory for the state: name a directory with --state-dir or GUARDIAN_STATE_DIR",
+        )
+    })
+}
+
+/// The hidden verb with `--detach`: starts the instance and leaves it to init.
+pub fn detach(arguments: impl Iterator<Item = std::ffi::OsString>) -> io::Result<()> {
+    let rest = arguments.filter(|a| a != "--detach");
+    Command::new("/proc/self/exe").args(rest).stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
+    Ok(())
+}

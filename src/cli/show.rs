@@ -1,0 +1,135 @@
+//! `show`: everything about runs.
+
+use std::time::Duration;
+
+use super::output::{Output, Tone, command_line, escape, health_tone, human_size, local_time};
+use super::session::Session;
+use super::{Done, json, list};
+use crate::bus::client::Client;
+use crate::model::{Phase, ProcessSeen, Receipt, RunView, human_duration};
+
+/// Shows runs, each read anew, live ones with their processes.
+pub async fn main(runs: &[String], session: &Session, out: &Output) -> Done {
+    let mut shown = Vec::new();
+    for run in runs {
+        let read = async |c: &Client| {
+            let view = c.show(run).await?;
+            // A run can end between the two questions: then it has no processes.
+            let processes = if view.phase == Phase::Finished { Vec::new() } else { c.processes(view.spec.id).await? };
+            Ok((view, processes))
+        };
+        let (view, processes) = session.ask(read).await?;
+        if out.json {
+            let mut value = json::run(&view);
+            value["processes"] = json::processes(&processes);
+            shown.push(value);
+        } else {
+            if run != &runs[0] {
+                out.line("")?;
+            }
+            text(&view, &processes, out)?;
+        }
+    }
+    if out.json {
+        out.json(&shown.into())?;
+    }
+    Ok(0)
+}
+
+fn text(view: &RunView, processes: &[ProcessSeen], out: &Output) -> std::io::Result<()> {
+    let row = |name: &str, value: String| out.line(format!("{name:>14}  {value}"));
+    let off = || "off".to_owned();
+    let spec = &view.spec;
+    let name = spec.name.as_ref().map(|n| format!(" ({})", escape(n))).unwrap_or_default();
+    row("run", format!("{}{name}", spec.id))?;
+    row("workflow", escape(&spec.workflow))?;
+    row("command", command_line(&spec.command))?;
+    row("directory", escape(&spec.cwd))?;
+    row("user", format!("{} ({})", escape(&spec.user), spec.uid))?;
+    let frozen = if view.frozen { ", frozen" } else { "" };
+    let outcome = view.outcome.as_ref().map(|o| format!(", {}", escape(&o.to_string()))).unwrap_or_default();
+    row("phase", format!("{}{frozen}{outcome}", view.phase))?;
+    row("health", out.tone(health_tone(view.health), view.health.as_str()))?;
+    for reason in &view.reasons {
+        row("", escape(&reason.text))?;
+    }
+    row("created", local_time(view.created_at))?;
+    for (name, at) in [("started", view.started_at), ("ready", view.ready_at), ("finished", view.finished_at)] {
+        if let Some(at) = at {
+            row(name, format!("{}, after {}", local_time(at), since(view.created_at.0, at.0)))?;
+        }
+    }
+    let limits = &spec.limits;
+    let timers = [("init_timeout", limits.init_timeout), ("max_runtime", limits.max_runtime)];
+    for (name, limit) in timers {
+        let deadline = view.deadlines.iter().find(|(rule, _)| rule.as_str() == name);
+        let ends = deadline.map(|(_, at)| format!(", ends it at {}", local_time(*at))).unwrap_or_default();
+        row(name, format!("{}{ends}", limit.map_or_else(off, human_duration)))?;
+    }
+    row("grace", human_duration(limits.grace))?;
+    row("readiness", limits.readiness.as_str().to_owned())?;
+    row("memory_max", limits.resources.memory_max_bytes.map_or_else(off, human_size))?;
+    row("tasks_max", limits.resources.tasks_max.map_or_else(off, |n| n.to_string()))?;
+    row("cpu_max", limits.resources.cpu_max_percent.map_or_else(off, |p| format!("{p} %")))?;
+    row("contained by", contained_by(view))?;
+    if let Some(client) = spec.client {
+        row("client", format!("pid {}", client.pid))?;
+    }
+    if let Some(main) = spec.main {
+        row("main process", format!("pid {}", main.pid))?;
+    }
+    if let Some(log) = &spec.log {
+        row("log", escape(&log.to_string_lossy()))?;
+    }
+    row("cpu", view.usage.cpu_usec.map_or_else(list::unknown, |u| human_duration(Duration::from_micros(u))))?;
+    row("memory", view.usage.memory_bytes.map_or_else(list::unknown, human_size))?;
+    row("tasks", view.usage.tasks.map_or_else(list::unknown, |n| n.to_string()))?;
+    for notice in &view.notices {
+        row("notice", escape(notice))?;
+    }
+    for (n, process) in processes.iter().enumerate() {
+        row(if n == 0 { "processes" } else { "" }, process_line(process))?;
+    }
+    if let Some(receipt) = &view.receipt {
+        for (n, line) in receipt_lines(receipt).into_iter().enumerate() {
+            row(if n == 0 { "receipt" } else { "" }, out.tone(if n == 0 { Tone::Plain } else { Tone::Dim }, line))?;
+        }
+    }
+    Ok(())
+}
+
+fn contained_by(view: &RunView) -> String {
+    let path = view.cgroup.as_ref().map(|c| format!(" {}", escape(&c.path.to_string_lossy())));
+    format!("{}{}", view.containment.as_str(), path.unwrap_or_default())
+}
+
+fn since(from: u64, to: u64) -> String {
+    human_duration(Duration::from_micros(to.saturating_sub(from)))
+}
+
+fn process_line(p: &ProcessSeen) -> String {
+    let wchan = p.wchan.as_ref().map(|w| format!(" in {}", escape(w))).unwrap_or_default();
+    format!("{} {} (parent {}) {}{wchan}", p.pid, escape(&p.name), p.ppid, p.state)
+}
+
+/// A receipt, a line for what, for who and why, and for each step.
+pub fn receipt_lines(receipt: &Receipt) -> Vec<String> {
+    let mut lines = vec![receipt.to_string()];
+    lines.push(format!(
+        "{} kill by {} at {}: {}",
+        receipt.mode,
+        escape(&receipt.actor.to_string()),
+        local_time(receipt.requested_at),
+        escape(&receipt.reason.to_string())
+    ));
+    for step in &receipt.steps {
+        let at = format!("+{:.3} ms", step.elapsed_usec as f64 / 1000.0);
+        let of = if step.processes > 0 { format!(" ({} processes)", step.processes) } else { String::new() };
+        lines.push(format!("{at:>14}  {}{of}", step.kind.as_str()));
+    }
+    let seen = receipt.processes.iter().map(|p| format!("{} {}", p.pid, escape(&p.name))).collect::<Vec<_>>();
+    if !seen.is_empty() {
+        lines.push(format!("{} there: {}", receipt.processes_total, seen.join(", ")));
+    }
+    lines
+}

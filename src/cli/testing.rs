@@ -1,0 +1,66 @@
+//! Views for tests.
+
+use std::time::Duration;
+
+use crate::model::*;
+
+/// A run that is over.
+pub fn finished(outcome: Outcome) -> RunView {
+    RunView {
+        spec: RunSpec {
+            id: RunId::from_bytes([0, 0, 0, 0, 0, 1]),
+            workflow: "default".into(),
+            name: None,
+            command: vec!["sh".into()],
+            cwd: "/".into(),
+            uid: 0,
+            user: "root".into(),
+            main: None,
+            client: None,
+            limits: Limits {
+                init_timeout: None,
+                max_runtime: None,
+                grace: Duration::from_secs(10),
+                readiness: Readiness::Output,
+                resources: Resources::default(),
+            },
+            log: None,
+        },
+        phase: Phase::Finished,
+        health: Health::Healthy,
+        reasons: vec![],
+        containment: Containment::Cgroupfs,
+        cgroup: None,
+        frozen: false,
+        created_at: Wall(1),
+        started_at: None,
+        ready_at: None,
+        finished_at: Some(Wall(2)),
+        deadlines: vec![],
+        outcome: Some(outcome),
+        receipt: None,
+        usage: Usage::default(),
+        notices: vec![],
+    }
+}
+
+/// A run that was ended by `max_runtime`.
+pub fn killed() -> RunView {
+    let reason = KillReason::Limit { rule: Rule::MaxRuntime, allowed: Duration::from_secs(3) };
+    let mut view = finished(Outcome::Killed { reason: reason.clone() });
+    view.receipt = Some(Receipt {
+        run: view.spec.id,
+        mode: KillMode::Graceful,
+        reason,
+        actor: Actor::Guardian,
+        requested_at: Wall(1),
+        duration_usec: 4200,
+        steps: vec![],
+        terminated: 2,
+        killed: 0,
+        survivors: 0,
+        processes: vec![],
+        processes_total: 2,
+    });
+    view
+}

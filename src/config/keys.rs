@@ -1,0 +1,136 @@
+//! The keys: what each sets and which values it takes. A key that is not here is unknown, and the nearest is suggested.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use toml::de::DeValue;
+
+use super::Config;
+use super::values::{
+    OFF, clip, parse_count_or_off, parse_duration_or_off, parse_percent_or_off, parse_size, parse_size_or_off,
+};
+use crate::model::{LimitUpdate, parse_duration};
+
+/// What a key does with its value, or why it refuses it.
+type Set<T> = fn(&mut T, &DeValue<'_>) -> Result<(), String>;
+
+/// The keys of one kind of table, by name.
+pub(super) type Keys<T> = [(&'static str, Set<T>)];
+
+/// Top-level tables.
+pub(super) const TABLES: [&str; 4] = ["defaults", "workflow", "instance", "retention"];
+
+/// `[defaults]` and `[workflow.NAME]`.
+pub(super) const LIMITS: &Keys<LimitUpdate> = &[
+    ("init_timeout", |l, v| put(&mut l.init_timeout, text(v).and_then(parse_duration_or_off))),
+    ("max_runtime", |l, v| put(&mut l.max_runtime, text(v).and_then(parse_duration_or_off))),
+    ("grace", |l, v| {
+        put(&mut l.grace, text(v).and_then(|t| at_most(parse_duration(t)?, Duration::from_secs(86_400), "24h")))
+    }),
+    ("readiness", |l, v| put(&mut l.readiness, text(v).and_then(str::parse))),
+    ("memory_max", |l, v| put(&mut l.memory_max_bytes, number_or_text(v).and_then(|t| parse_size_or_off(&t)))),
+    ("tasks_max", |l, v| put(&mut l.tasks_max, number_or_text(v).and_then(|t| parse_count_or_off(&t)))),
+    ("cpu_max", |l, v| put(&mut l.cpu_max_percent, text(v).and_then(parse_percent_or_off))),
+];
+
+/// `[instance]`.
+pub(super) const INSTANCE: &Keys<Config> = &[
+    ("sample_interval", |c, v| {
+        let d = at_least(parse_duration(text(v)?)?, Duration::from_secs(1), "1s")?;
+        c.instance.sample_interval = at_most(d, Duration::from_secs(60), "60s")?;
+        Ok(())
+    }),
+    ("idle_exit", |c, v| {
+        c.instance.idle_exit = parse_duration_or_off(text(v)?)?;
+        Ok(())
+    }),
+    ("log_max", |c, v| {
+        c.instance.log_max_bytes = at_least(parse_size(&number_or_text(v)?)?, 64 << 10, "64K")?;
+        Ok(())
+    }),
+    ("max_runs", |c, v| {
+        let refuse = || "must be a whole number, 1 to 1000000".to_owned();
+        let n = v.as_integer().ok_or_else(refuse)?.to_string().parse().map_err(|_| refuse())?;
+        c.instance.max_runs = if (1..=1_000_000).contains(&n) { n } else { return Err(refuse()) };
+        Ok(())
+    }),
+    ("cgroup", |c, v| {
+        let path = text(v)?;
+        c.cgroup = match path {
+            "auto" => None,
+            _ if path.starts_with('/') && !path.contains('\0') && !path.split('/').any(|part| part == "..") => {
+                Some(PathBuf::from(path))
+            }
+            _ => return Err(format!("{:?} is not an absolute path without `..`: write one, or auto", clip(path))),
+        };
+        Ok(())
+    }),
+];
+
+/// `[retention]`.
+pub(super) const RETENTION: &Keys<Config> = &[
+    ("max_age", |c, v| {
+        let age = parse_duration_or_off(text(v)?)?;
+        c.retention.max_age = age.map(|age| at_least(age, Duration::from_secs(3600), "1h")).transpose()?;
+        Ok(())
+    }),
+    ("max_size", |c, v| {
+        let size = parse_size_or_off(&number_or_text(v)?)?;
+        c.retention.max_bytes = size.map(|size| at_least(size, 16 << 20, "16M")).transpose()?;
+        Ok(())
+    }),
+];
+
+/// `: did you mean …?`, or which there are.
+pub(super) fn suggest<'a>(name: &str, known: impl Iterator<Item = &'a str> + Clone) -> String {
+    let name = clip(name);
+    let near = known.clone().map(|k| (strsim::damerau_levenshtein(&name, k), k)).min();
+    match near {
+        // A third of the letters wrong is a typing error; more is another word.
+        Some((distance, k)) if distance * 3 <= k.len().max(3) => format!("did you mean {k}?"),
+        _ => format!("known here are {}", known.collect::<Vec<_>>().join(", ")),
+    }
+}
+
+fn put<T>(field: &mut Option<T>, value: Result<T, String>) -> Result<(), String> {
+    *field = Some(value?);
+    Ok(())
+}
+
+fn text<'a>(value: &'a DeValue<'_>) -> Result<&'a str, String> {
+    value.as_str().ok_or_else(|| match value {
+        DeValue::Integer(n) => format!("{n} has no unit: write a text in quotes, such as \"{n}s\" or \"{n}%\""),
+        DeValue::Boolean(false) => format!("write \"{OFF}\", in quotes, to turn a limit off"),
+        _ => format!("must be a text in quotes, not {}", kind(value)),
+    })
+}
+
+/// Counts and sizes may be written without quotes.
+fn number_or_text(value: &DeValue<'_>) -> Result<String, String> {
+    match value {
+        DeValue::Integer(n) if n.radix() == 10 => Ok(n.as_str().to_owned()),
+        DeValue::Integer(_) => Err("must be a decimal number".to_owned()),
+        _ => text(value).map(str::to_owned),
+    }
+}
+
+/// The kind of a value, with its article.
+pub(super) fn kind(value: &DeValue<'_>) -> &'static str {
+    match value {
+        DeValue::String(_) => "a text",
+        DeValue::Integer(_) => "a whole number",
+        DeValue::Float(_) => "a fraction",
+        DeValue::Boolean(_) => "true or false",
+        DeValue::Datetime(_) => "a date",
+        DeValue::Array(_) => "a list",
+        DeValue::Table(_) => "a table",
+    }
+}
+
+fn at_least<T: PartialOrd>(value: T, least: T, spelt: &str) -> Result<T, String> {
+    if value < least { Err(format!("is too little: write {spelt} or more")) } else { Ok(value) }
+}
+
+fn at_most<T: PartialOrd>(value: T, most: T, spelt: &str) -> Result<T, String> {
+    if value > most { Err(format!("is too much: write {spelt} or less")) } else { Ok(value) }
+}

@@ -1,0 +1,99 @@
+//! The configuration: what is read from TOML files, key by key over the built-in defaults.
+//!
+//! Owns the keys, their values' spelling (which the command line shares) and where the files are. Reads files and
+//! nothing else. A configuration is loaded whole or refused whole, with every mistake in it named at once.
+//!
+//! ```text
+//!  built-in config.toml ◀─ main file ◀─ config.d/10-a.toml ◀─ config.d/20-b.toml      (a later key wins)
+//! ```
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use crate::store::Retention;
+
+use crate::model::{LimitUpdate, Limits, Readiness, Resources};
+
+mod keys;
+mod load;
+mod problem;
+mod sources;
+#[cfg(test)]
+mod tests;
+mod values;
+
+pub use problem::{ConfigErrors, Problem};
+pub use sources::{Origin, user_config_home};
+pub use values::{
+    check_workflow, parse_count_or_off, parse_duration_or_off, parse_percent, parse_percent_or_off, parse_size,
+    parse_size_or_off,
+};
+
+/// The documented defaults, which every configuration starts from.
+pub const BUILT_IN: &str = include_str!("../../config.toml");
+
+/// The configuration of an instance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// What a run is held to whose workflow says nothing else.
+    pub defaults: Limits,
+    /// What workflows change of it.
+    pub workflows: BTreeMap<String, LimitUpdate>,
+    /// The instance's own settings.
+    pub instance: InstanceSettings,
+    /// What the store keeps.
+    pub retention: Retention,
+    /// The cgroup2 directory to make cgroups in; none: the one that the instance was delegated.
+    pub cgroup: Option<PathBuf>,
+}
+
+/// The instance's own settings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InstanceSettings {
+    /// How often counters are read; 1 to 60 s.
+    pub sample_interval: Duration,
+    /// How long a private instance stays without runs and clients; `None` is for ever.
+    pub idle_exit: Option<Duration>,
+    /// What is kept of the output of a detached run.
+    pub log_max_bytes: u64,
+    /// How many runs may be live at once.
+    pub max_runs: usize,
+}
+
+impl Config {
+    /// The limits of a run of this workflow, known or not, before what its command line names.
+    pub fn limits(&self, workflow: &str) -> Limits {
+        match self.workflows.get(workflow) {
+            Some(update) => self.defaults.clone().with(update),
+            None => self.defaults.clone(),
+        }
+    }
+
+    /// The built-in defaults alone.
+    pub fn built_in() -> Result<Self, ConfigErrors> {
+        Self::load(&[])
+    }
+
+    /// Nothing limited, nothing kept: what the built-in file, which names every key, is applied to.
+    fn blank() -> Self {
+        Self {
+            defaults: Limits {
+                init_timeout: None,
+                max_runtime: None,
+                grace: Duration::ZERO,
+                readiness: Readiness::default(),
+                resources: Resources::default(),
+            },
+            workflows: BTreeMap::new(),
+            instance: InstanceSettings {
+                sample_interval: Duration::ZERO,
+                idle_exit: None,
+                log_max_bytes: 0,
+                max_runs: 0,
+            },
+            retention: Retention { max_age: None, max_bytes: None },
+            cgroup: None,
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! The spelling of values, in files and on the command line: one wording for both.
+
+use std::time::Duration;
+
+use parse_size::Config as SizeParser;
+
+use crate::model::parse_duration;
+
+/// What turns a limit off.
+pub(super) const OFF: &str = "off";
+
+/// Reads a duration that is not zero, or `off`.
+pub fn parse_duration_or_off(text: &str) -> Result<Option<Duration>, String> {
+    or_off(text, |text| match parse_duration(text).map_err(|e| format!("{e}, or off"))? {
+        Duration::ZERO => Err("zero leaves no time at all: write off to have no limit".to_owned()),
+        d => Ok(d),
+    })
+}
+
+/// Reads a size as systemd does: bytes, or with K, M, G, T as powers of 1024. Not zero.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    let shown = clip(text);
+    let trimmed = text.trim();
+    // The crate would also take exponents, underscores and spaces inside, which systemd refuses.
+    let plain = trimmed.bytes().all(|b| b.is_ascii_digit() || b == b'.' || b"kKmMgGtTpPeEiIbB".contains(&b));
+    // `1e3` is an exponent to it; the E of exbibytes comes last, or before iB.
+    let exponent =
+        trimmed.bytes().zip(trimmed.bytes().skip(1)).any(|(a, b)| a.eq_ignore_ascii_case(&b'e') && b.is_ascii_digit());
+    if !plain || exponent {
+        return Err(format!("{shown:?} is not a size: write it as 512M or 2G (powers of 1024)"));
+    }
+    match SizeParser::new().with_binary().parse_size(trimmed) {
+        Ok(0) => Err(format!("a size of {shown:?} leaves nothing: write it as 512M or 2G")),
+        // The kernel and the database count in signed numbers.
+        Ok(bytes) if i64::try_from(bytes).is_ok() => Ok(bytes),
+        Ok(_) | Err(parse_size::Error::PosOverflow) => Err(format!("{shown:?} is more than any machine has")),
+        Err(_) => Err(format!("{shown:?} is not a size: write it as 512M or 2G (powers of 1024)")),
+    }
+}
+
+/// Reads a size, or `off`.
+pub fn parse_size_or_off(text: &str) -> Result<Option<u64>, String> {
+    or_off(text, |text| parse_size(text).map_err(|e| format!("{e}, or off")))
+}
+
+/// Reads a percentage of one core, 1 to 100,000: `150%` is one core and a half.
+pub fn parse_percent(text: &str) -> Result<u32, String> {
+    let shown = clip(text);
+    let digits = text.trim().strip_suffix('%').map(str::trim_end);
+    match digits.and_then(|d| d.parse().ok()) {
+        Some(percent @ 1..=100_000) if digits.is_some_and(starts_with_digit) => Ok(percent),
+        Some(_) => Err(format!("{shown:?} is out of range: write 1% to 100000%, where 100% is one core")),
+        None => Err(format!("{shown:?} is not a percentage: write it as 50% or 150%, where 100% is one core")),
+    }
+}
+
+/// Reads a percentage, or `off`.
+pub fn parse_percent_or_off(text: &str) -> Result<Option<u32>, String> {
+    or_off(text, |text| parse_percent(text).map_err(|e| format!("{e}, or off")))
+}
+
+/// Reads a whole number of tasks that is not zero, or `off`.
+pub fn parse_count_or_off(text: &str) -> Result<Option<u64>, String> {
+    or_off(text, |text| match text.trim().parse::<u64>() {
+        Ok(n) if n > 0 && i64::try_from(n).is_ok() && starts_with_digit(text.trim()) => Ok(n),
+        _ => Err(format!("{:?} is not a number of tasks: write a whole number from 1, or off", clip(text))),
+    })
+}
+
+/// Checks the name of a workflow. It becomes part of paths, unit names and metrics.
+pub fn check_workflow(name: &str) -> Result<(), String> {
+    let fine = |b: u8| b.is_ascii_alphanumeric() || b"_.-".contains(&b);
+    if (1..=64).contains(&name.len()) && name.bytes().all(fine) && !name.starts_with(['.', '-']) {
+        return Ok(());
+    }
+    Err(format!(
+        "{:?} cannot name a workflow: use 1 to 64 letters, digits, `_`, `.` and `-`, the first not `.` or `-`",
+        clip(name)
+    ))
+}
+
+fn or_off<T>(text: &str, parse: impl FnOnce(&str) -> Result<T, String>) -> Result<Option<T>, String> {
+    if text.trim() == OFF { Ok(None) } else { parse(text).map(Some) }
+}
+
+/// Rust's own parser takes a sign.
+fn starts_with_digit(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_ascii_digit())
+}
+
+/// As much of a text as a person needs to recognise it.
+pub(super) fn clip(text: &str) -> String {
+    text.chars().take(40).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_powers_of_1024_as_in_systemd() {
+        for (text, bytes) in [
+            ("1", 1),
+            ("4096", 4096),
+            ("1K", 1024),
+            ("512M", 512 << 20),
+            ("2G", 2 << 30),
+            ("2GiB", 2 << 30),
+            ("1.5G", 3 << 29),
+            (" 1T ", 1 << 40),
+            ("7E", 7 << 60),
+        ] {
+            assert_eq!(parse_size(text), Ok(bytes), "{text}");
+        }
+        for bad in [
+            "",
+            "0",
+            "0G",
+            "-1",
+            "-1G",
+            "2X",
+            "G",
+            "1 G",
+            "1_000",
+            "1e3",
+            "1e3K",
+            "8E",
+            "99999999999999999999",
+            "1..5G",
+            "inf",
+            "0x10",
+        ] {
+            assert!(parse_size(bad).is_err(), "{bad}");
+        }
+        assert_eq!(parse_size_or_off("off"), Ok(None));
+    }
+
+    #[test]
+    fn percentages_are_of_one_core_and_need_their_sign() {
+        assert_eq!(
+            (parse_percent("1%"), parse_percent("150 %"), parse_percent("100000%")),
+            (Ok(1), Ok(150), Ok(100_000))
+        );
+        for bad in ["", "%", "0%", "100001%", "150", "-5%", "+5%", "1.5%", "99999999999%"] {
+            assert!(parse_percent(bad).is_err(), "{bad}");
+        }
+        assert_eq!(parse_percent_or_off("off"), Ok(None));
+    }
+
+    #[test]
+    fn durations_and_counts_are_not_zero_but_may_be_off() {
+        assert_eq!(parse_duration_or_off("90s"), Ok(Some(Duration::from_secs(90))));
+        assert_eq!(parse_duration_or_off("off"), Ok(None));
+        assert_eq!(parse_count_or_off("12"), Ok(Some(12)));
+        assert_eq!(parse_count_or_off("off"), Ok(None));
+        for bad in ["0s", "5", "", "OFF", "never"] {
+            assert!(parse_duration_or_off(bad).is_err(), "{bad}");
+        }
+        for bad in ["0", "-1", "+1", "1.5", "", "18446744073709551615"] {
+            assert!(parse_count_or_off(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn workflow_names_are_safe_everywhere() {
+        for good in ["a", "builder", "a.b-c_D9", &"x".repeat(64)] {
+            assert_eq!(check_workflow(good), Ok(()), "{good}");
+        }
+        for bad in ["", ".", "..", "-x", ".x", "a/b", "a b", "é", "a\0", &"x".repeat(65)] {
+            assert!(check_workflow(bad).is_err(), "{bad}");
+        }
+    }
+}

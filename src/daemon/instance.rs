@@ -1,0 +1,510 @@
+//! An instance: the engine's thread and loop, and what is started and stopped around it.
+//!
+//! ```text
+//!  bus thread (tokio)  ── Envelope ──▶ ┐                       ┌──▶ store thread ──▶ journal thread
+//!  store thread ──────── Notice ─────▶ ├─ loop: wait, drain ───┤
+//!  kernel (epoll) ────── Notice ─────▶ ┘   deadlines, samples  └──▶ Published ──▶ bus
+//! ```
+
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use nix::fcntl::{Flock, FlockArg};
+use serde_json::json;
+use tokio::sync::watch;
+
+use crate::bus::{self, About, Services, Signal};
+use crate::config::Config;
+use crate::engine::{Engine, Event, Settings};
+use crate::kernel::{Kernel as _, Notice};
+use crate::model::{Actor, AuditEvent, Error, EventKind, Health, Now, RunId};
+use crate::store::{self, Batch, Store};
+
+use super::command::{Caller, Command, Commands, Envelope};
+use super::driver::{Driver, Recorder};
+use super::history::Readers;
+use super::host::{Host, HostOptions};
+use super::journal::{self, Entry, Journal};
+use super::launcher;
+use super::published::{InstanceView, Published};
+use super::recovery::{self, Known};
+
+/// What an instance is started with.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where it keeps database, logs, lock and socket.
+    pub state_dir: PathBuf,
+    /// The configuration file; the usual places if none is given.
+    pub config: Option<PathBuf>,
+    /// It runs in the foreground of somebody who watches: log lines to standard error, no exit when idle.
+    pub foreground: bool,
+}
+
+/// The name of the socket in the state directory.
+pub const SOCKET: &str = "bus.sock";
+/// The name of the lock in the state directory; holds the pid of the instance.
+pub const LOCK: &str = "instance.lock";
+
+/// How long a lock is waited for whose holder has no socket.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Another instance serves this state directory.
+#[derive(Debug, thiserror::Error)]
+#[error("another instance serves {}", state_dir.display())]
+pub struct AlreadyServed {
+    /// The state directory.
+    pub state_dir: PathBuf,
+}
+
+/// Serves until stopped or idle. `ready` is called when clients are answered.
+pub fn run(options: &Options, ready: impl FnOnce()) -> anyhow::Result<()> {
+    let state_dir = prepare_state_dir(&options.state_dir)?;
+    let _lock = lock(&state_dir)?;
+    super::bus_thread::block_signals()?;
+    journal::init_logging(options.foreground);
+    let config = Config::load(options.config.as_deref()).context("the configuration is refused")?;
+    let mut instance = Instance::start(options, &state_dir, config)?;
+    ready();
+    instance.serve();
+    instance.stop();
+    Ok(())
+}
+
+/// The directory, its owner's alone. Somebody who can write to it could make us kill by a record of theirs.
+fn prepare_state_dir(dir: &Path) -> anyhow::Result<PathBuf> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).with_context(|| {
+        format!("cannot create the state directory {}: name another with --state-dir", dir.display())
+    })?;
+    let dir = dir.canonicalize().with_context(|| format!("cannot use the state directory {}", dir.display()))?;
+    let meta = fs::metadata(&dir)?;
+    let uid = nix::unistd::geteuid().as_raw();
+    if meta.uid() != uid {
+        bail!("the state directory {} belongs to uid {}, and this is uid {uid}", dir.display(), meta.uid());
+    }
+    if meta.permissions().mode() & 0o022 != 0 {
+        bail!("others may write to the state directory {0}: `chmod go-w {0}`", dir.display());
+    }
+    Ok(dir)
+}
+
+fn lock(state_dir: &Path) -> anyhow::Result<Flock<fs::File>> {
+    let path = state_dir.join(LOCK);
+    let file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+    let file = file.with_context(|| format!("cannot open {}", path.display()))?;
+    let mut file = file;
+    let begun = Instant::now();
+    let mut lock = loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => break lock,
+            Err((_, nix::errno::Errno::EWOULDBLOCK))
+                if state_dir.join(SOCKET).exists() || begun.elapsed() > LOCK_PATIENCE =>
+            {
+                return Err(anyhow::Error::new(AlreadyServed { state_dir: state_dir.to_owned() }));
+            }
+            // Its holder has no socket: it is about to serve, or about to be gone.
+            Err((same, nix::errno::Errno::EWOULDBLOCK)) => {
+                file = same;
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            Err((_, e)) => return Err(anyhow::Error::new(e).context(format!("cannot lock {}", path.display()))),
+        }
+    };
+    lock.set_len(0)?;
+    writeln!(lock, "{}", std::process::id())?;
+    Ok(lock)
+}
+
+/// The word that names this instance's cgroups and is in the mark on each run's. In a file of its own, so that it
+/// outlives a corrupt database: with it the live runs are found again.
+fn instance_key(state_dir: &Path) -> anyhow::Result<String> {
+    let path = state_dir.join("instance-key");
+    match fs::read_to_string(&path) {
+        Ok(text) if text.len() == 8 && text.bytes().all(|b| b.is_ascii_hexdigit()) => return Ok(text),
+        Ok(_) => {
+            bail!("{} does not hold a key of 8 digits: restore it, or remove it once no run is live", path.display())
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+        Err(e) => return Err(e).with_context(|| format!("cannot read {}", path.display())),
+    }
+    let mut bytes = [0; 4];
+    launcher::random(&mut bytes)?;
+    let key: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
+    // Whole or not at all: half a key would refuse every later start.
+    let new = state_dir.join("instance-key.new");
+    fs::write(&new, &key)
+        .and_then(|()| fs::File::open(&new)?.sync_all())
+        .and_then(|()| fs::rename(&new, &path))
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(key)
+}
+
+/// The store's writer, and the journal beside it.
+struct Records {
+    writer: store::Writer,
+    journal: Journal,
+}
+
+impl Recorder for Records {
+    fn submit(&mut self, batch: Batch) -> Result<(), Batch> {
+        self.writer.submit(batch)
+    }
+
+    fn journal(&mut self, event: AuditEvent) {
+        self.journal.send(Entry { seq: None, event });
+    }
+}
+
+struct Instance {
+    options: Options,
+    state_dir: PathBuf,
+    config: Config,
+    driver: Driver<Host, Records>,
+    published: Arc<Published>,
+    view: InstanceView,
+    commands: mpsc::Receiver<Envelope>,
+    store_notices: mpsc::Receiver<store::Notice>,
+    connections: watch::Receiver<usize>,
+    /// Dropped to end the bus thread, which drops its sender when it is through.
+    bus_stop: Option<tokio::sync::oneshot::Sender<()>>,
+    bus_done: mpsc::Receiver<()>,
+    last_busy: Now,
+    next_sample: Option<crate::model::Mono>,
+    stopping: bool,
+}
+
+impl Instance {
+    fn start(options: &Options, state_dir: &Path, config: Config) -> anyhow::Result<Self> {
+        let opened = Store::open(state_dir)?;
+        let readers = Arc::new(Readers::new(opened.store.reader()?, opened.store.reader()?));
+        let key = instance_key(state_dir)?;
+        let host = HostOptions { base: config.cgroup.clone(), ..HostOptions::new(key) };
+        let (host, waker) = Host::new(host)?;
+        let wake: Arc<dyn Fn() + Send + Sync> = Arc::new(move || waker.wake());
+        let journal = Journal::start()?;
+        let signals = bus::signals();
+        let (store_sender, store_notices) = mpsc::channel();
+        let writer = {
+            let (wake, journal, signals) = (wake.clone(), journal.clone(), signals.clone());
+            let notice = move |notice| {
+                let _ = store_sender.send(notice);
+                wake();
+            };
+            let sink = move |row: crate::model::AuditRow| {
+                let _ = signals.send(Signal::EventAppended(row.seq));
+                journal.send(Entry { seq: Some(row.seq), event: row.event });
+            };
+            opened.store.into_writer(config.retention, Box::new(notice), Some(Box::new(sink)))?
+        };
+        let published = Arc::new(Published::default());
+        {
+            let signals = signals.clone();
+            published.on_finish(Box::new(move |view| {
+                let code = view.outcome.as_ref().map_or("lost", crate::model::Outcome::code);
+                let _ = signals.send(Signal::RunFinished(view.spec.id, code));
+            }));
+        }
+        let subtree = host.subtree().display().to_string();
+        let engine = Engine::new(Settings { max_runs: config.instance.max_runs });
+        let (commands, envelopes) = Commands::new(wake);
+        let mut driver = Driver::new(host, Records { writer, journal }, engine, published.clone());
+        let started = driver.kernel.now();
+        let set_aside = opened.set_aside.map(|s| (s.path, s.why));
+        recover(&mut driver, &readers, &config, set_aside, started)?;
+
+        let about = About {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uid: nix::unistd::geteuid().as_raw(),
+            instance: "private".to_owned(),
+            state_dir: state_dir.to_owned(),
+            config: options.config.clone(),
+            backend: "cgroupfs".to_owned(),
+            started_at: started.wall,
+            notes: driver.kernel.notes(),
+        };
+        let processes: bus::ProcessReader = Arc::new(launcher::processes_of);
+        let services = Services::new(commands.clone(), published.clone(), readers, processes, about, signals);
+        let (connections_sender, connections) = watch::channel(0);
+        let (bus_stop, bus_done) = super::bus_thread::start(bind(state_dir)?, services, commands, connections_sender)?;
+        let view = InstanceView { subtree, ..InstanceView::default() };
+        published.put_instance(view.clone());
+        Ok(Self {
+            options: options.clone(),
+            state_dir: state_dir.to_owned(),
+            config,
+            driver,
+            published,
+            view,
+            commands: envelopes,
+            store_notices,
+            connections,
+            bus_stop: Some(bus_stop),
+            bus_done,
+            last_busy: started,
+            next_sample: None,
+            stopping: false,
+        })
+    }
+
+    fn serve(&mut self) {
+        while !self.stopping {
+            let timeout = self.timeout();
+            let notices = match self.driver.kernel.wait(timeout) {
+                Ok(notices) => notices,
+                Err(e) => {
+                    // Waiting fails only for a bug of ours. The next instance takes the runs up.
+                    self.report(EventKind::InstanceStopped, format!("waiting for events failed: {e}"));
+                    return;
+                }
+            };
+            for notice in notices {
+                match notice {
+                    Notice::Woken => {}
+                    notice => self.driver.notice(notice),
+                }
+            }
+            self.take_store_notices();
+            while let Ok(envelope) = self.commands.try_recv() {
+                self.command(envelope);
+                self.take_store_notices();
+            }
+            self.driver.catch_up();
+            self.on_time();
+            self.count();
+        }
+    }
+
+    fn count(&mut self) {
+        let totals = self.driver.totals();
+        if totals != (self.view.runs_total, self.view.kills_total) {
+            (self.view.runs_total, self.view.kills_total) = totals;
+            self.published.put_instance(self.view.clone());
+        }
+    }
+
+    /// Until the next deadline, sample, or look at whether anybody is still there. Without runs and with a client
+    /// nothing is to be done until the client speaks.
+    fn timeout(&self) -> Option<Duration> {
+        let now = self.driver.kernel.now().mono;
+        let idle = self.idle_exit().map(|after| self.last_busy.mono + after);
+        let next = [self.driver.engine().next_deadline(), self.next_sample, idle].into_iter().flatten().min();
+        next.map(|at| at.since(now))
+    }
+
+    fn idle_exit(&self) -> Option<Duration> {
+        let idle = !self.options.foreground && self.driver.engine().runs().next().is_none();
+        idle.then_some(self.config.instance.idle_exit)
+    }
+
+    fn on_time(&mut self) {
+        let now = self.driver.kernel.now();
+        if self.driver.engine().next_deadline().is_some_and(|at| at <= now.mono) {
+            self.driver.handle(Event::Tick);
+        }
+        if self.driver.engine().runs().next().is_none() {
+            self.next_sample = None;
+        } else {
+            self.last_busy = now;
+            let interval = self.config.instance.sample_interval;
+            if self.next_sample.is_none_or(|at| at <= now.mono) {
+                // The first one waits its interval too: a run of a moment is not sampled.
+                if self.next_sample.is_some() {
+                    self.driver.sample(self.config.instance.log_max_bytes);
+                }
+                self.next_sample = Some(now.mono + interval);
+            }
+        }
+        if let Some(after) = self.idle_exit()
+            && now.mono.since(self.last_busy.mono) >= after
+        {
+            if *self.connections.borrow() == 0 {
+                self.stopping = true;
+            }
+            self.last_busy = now;
+        }
+    }
+
+    fn take_store_notices(&mut self) {
+        while let Ok(notice) = self.store_notices.try_recv() {
+            match notice {
+                store::Notice::Recorded(ticket) => self.driver.recorded(ticket, true),
+                store::Notice::Failed(ticket, _) => self.driver.recorded(ticket, false),
+                store::Notice::Troubled(why) => {
+                    self.view.health = Health::Critical;
+                    self.view.reasons = vec![format!("the audit cannot be written, so no run is started: {why}")];
+                    self.published.put_instance(self.view.clone());
+                    self.driver.handle(Event::StoreTroubled(why));
+                }
+                store::Notice::Recovered => {
+                    self.view.health = Health::Healthy;
+                    self.view.reasons.clear();
+                    self.published.put_instance(self.view.clone());
+                    self.driver.handle(Event::StoreRecovered);
+                }
+            }
+        }
+    }
+
+    fn command(&mut self, Envelope { command, caller, reply }: Envelope) {
+        self.last_busy = self.driver.kernel.now();
+        let actor = Actor::User { uid: caller.uid, name: caller.user.clone() };
+        let published = self.published.clone();
+        let about = about(&command);
+        let reply = move |answer: Result<crate::model::Answer, Error>| {
+            // The engine knows live runs only. One that it has just let go of is finished, not unknown.
+            let answer = answer.map_err(|e| match about {
+                Some(id) if e == Error::no_such_run(id) && published.run(id).is_some() => Error::already_finished(id),
+                _ => e,
+            });
+            // Who asked may be gone.
+            let _ = reply.send(answer);
+        };
+        match command {
+            Command::Attach { request, child } => {
+                self.launch(request, Some(child), &caller, Box::new(reply));
+            }
+            Command::Start { request } => self.launch(request, None, &caller, Box::new(reply)),
+            Command::ReportExit { run, status } => {
+                let reply = self.driver.expect_reply(Box::new(reply));
+                self.driver.handle(Event::Reported { run, status, reply });
+            }
+            Command::Kill { run, mode, text } => {
+                let reply = self.driver.expect_reply(Box::new(reply));
+                self.driver.handle(Event::Kill { run, mode, text, actor, reply });
+            }
+            Command::Extend { run, rule, by } => {
+                let reply = self.driver.expect_reply(Box::new(reply));
+                self.driver.handle(Event::Extend { run, rule, by, actor, reply });
+            }
+            Command::Freeze(run) | Command::Thaw(run) => {
+                let frozen = matches!(command, Command::Freeze(_));
+                let reply = self.driver.expect_reply(Box::new(reply));
+                self.driver.handle(Event::Freeze { run, frozen, actor, reply });
+            }
+            Command::Refresh(run) => {
+                self.driver.refresh(run);
+                reply(Ok(crate::model::Answer::Done));
+            }
+            Command::Reload => reply(self.reload(actor)),
+            Command::Stop => {
+                self.stopping = true;
+                reply(Ok(crate::model::Answer::Done));
+            }
+        }
+    }
+
+    fn launch(
+        &mut self,
+        request: super::command::LaunchRequest,
+        child: Option<std::os::fd::OwnedFd>,
+        caller: &Caller,
+        reply: super::driver::Reply,
+    ) {
+        let prepared =
+            launcher::prepare(&mut self.driver.kernel, &self.config, &self.state_dir, request, child, caller);
+        match prepared {
+            Ok((spec, held)) => {
+                let actor = Actor::User { uid: caller.uid, name: caller.user.clone() };
+                self.driver.hold(spec.id, held);
+                let reply = self.driver.expect_reply(reply);
+                self.driver.handle(Event::Launch { spec: Box::new(spec), reply, actor });
+            }
+            Err(e) => reply(Err(e)),
+        }
+    }
+
+    /// The new configuration whole, or the old one.
+    fn reload(&mut self, actor: Actor) -> Result<crate::model::Answer, Error> {
+        let config = Config::load(self.options.config.as_deref()).map_err(|e| {
+            Error::invalid(format!("the configuration is refused, and the old one stays in force: {e:#}"))
+        })?;
+        self.driver.engine_mut().configure(Settings { max_runs: config.instance.max_runs });
+        self.config = config;
+        self.audit(EventKind::ConfigReloaded, actor, String::new(), json!({}));
+        Ok(crate::model::Answer::Done)
+    }
+
+    fn report(&mut self, kind: EventKind, reason: String) {
+        self.audit(kind, Actor::Guardian, reason, json!({ "pid": std::process::id() }));
+    }
+
+    fn audit(&mut self, kind: EventKind, actor: Actor, reason: String, details: serde_json::Value) {
+        let at = self.driver.kernel.now().wall;
+        self.driver.audit(AuditEvent { at, kind, run: None, workflow: None, actor, reason, details });
+    }
+
+    /// Live runs stay as they are: the next instance takes them up.
+    fn stop(mut self) {
+        let live = self.driver.engine().runs().count();
+        let reason = if live == 0 { String::new() } else { format!("{live} runs are left for the next instance") };
+        // New clients find no socket and start the next instance, which waits for our lock.
+        let _ = fs::remove_file(self.state_dir.join(SOCKET));
+        self.report(EventKind::InstanceStopped, reason);
+        self.driver.catch_up();
+        drop(self.bus_stop.take());
+        // The bus answers what it has taken in; a client that does not read its answer is not waited for.
+        let _ = self.bus_done.recv_timeout(Duration::from_secs(2));
+        if let Err(e) = self.driver.recorder.writer.stop() {
+            eprintln!("guardian: {e}");
+        }
+    }
+}
+
+/// Takes up what the earlier instance left, and says so in the audit.
+fn recover(
+    driver: &mut Driver<Host, Records>,
+    readers: &Readers,
+    config: &Config,
+    set_aside: Option<(PathBuf, String)>,
+    started: Now,
+) -> anyhow::Result<()> {
+    let event = |kind, reason, details| AuditEvent {
+        at: started.wall,
+        kind,
+        run: None,
+        workflow: None,
+        actor: Actor::Guardian,
+        reason,
+        details,
+    };
+    if let Some((path, why)) = set_aside {
+        let reason = format!("{why}: it is kept as {}", path.display());
+        driver.audit(event(EventKind::StoreSetAside, reason, json!({ "path": path })));
+    }
+    driver.audit(event(EventKind::InstanceStarted, String::new(), json!({ "pid": std::process::id() })));
+    let live = readers.quick().live_states()?;
+    let known = live.runs.into_iter().map(|(view, state)| Known { view, state }).collect();
+    let mut rebuild = |host: &mut Host, id| {
+        let recorded = readers.quick().exists(id).unwrap_or(true);
+        (!recorded).then(|| launcher::rebuilt(host, config, id))
+    };
+    let recovered = recovery::recover(driver, known, &mut rebuild);
+    for reason in recovered.left_alone {
+        driver.audit(event(EventKind::ForeignCgroup, reason, json!({})));
+    }
+    Ok(())
+}
+
+/// The socket, its owner's alone. What is at its path is of a dead instance: we hold the lock.
+fn bind(state_dir: &Path) -> anyhow::Result<UnixListener> {
+    let path = state_dir.join(SOCKET);
+    let _ = fs::remove_file(&path);
+    let listener = bus::socket::bind(&path).with_context(|| format!("cannot bind {}", path.display()))?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// The run that a command is about.
+fn about(command: &Command) -> Option<RunId> {
+    match command {
+        Command::ReportExit { run, .. } | Command::Kill { run, .. } | Command::Extend { run, .. } => Some(*run),
+        Command::Freeze(run) | Command::Thaw(run) | Command::Refresh(run) => Some(*run),
+        Command::Attach { .. } | Command::Start { .. } | Command::Reload | Command::Stop => None,
+    }
+}

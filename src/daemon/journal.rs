@@ -1,0 +1,107 @@
+//! The journal layer: each audit event with its own MESSAGE_ID and fields, on a thread of its own.
+//!
+//! The journal's socket blocks when journald stops reading, after about 280 messages. So nobody but this thread writes
+//! to it: the queue is bounded, what does not fit is dropped and counted, and SQLite stays the record of truth.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+
+use crate::model::{AuditEvent, EventKind};
+
+/// Events that wait for journald.
+const WAITING: usize = 1024;
+
+/// An event for the journal; without a number when the store could not take it.
+#[derive(Debug)]
+pub struct Entry {
+    /// Its number in the audit log.
+    pub seq: Option<u64>,
+    /// What happened.
+    pub event: AuditEvent,
+}
+
+/// The queue's end.
+#[derive(Debug, Clone)]
+pub struct Journal {
+    sender: SyncSender<Entry>,
+    dropped: Arc<AtomicU64>,
+}
+
+/// Sets up where log lines go: to the journal where one listens, and to standard error for a person who watches.
+pub fn init_logging(stderr: bool) {
+    let journal = tracing_journald::layer().ok();
+    let journal = journal.map(|l| l.with_field_prefix(None).with_syslog_identifier("guardiand".to_owned()));
+    let stderr = stderr.then(|| {
+        tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false).without_time().with_ansi(false)
+    });
+    let level = tracing_subscriber::filter::LevelFilter::INFO;
+    // A second call in one process (tests do that) changes nothing.
+    let _ = tracing_subscriber::registry().with(level).with(journal).with(stderr).try_init();
+}
+
+impl Journal {
+    /// Starts the thread.
+    pub fn start() -> std::io::Result<Self> {
+        let (sender, receiver) = sync_channel(WAITING);
+        std::thread::Builder::new()
+            .name("journal".to_owned())
+            .stack_size(128 * 1024)
+            .spawn(move || write(&receiver))?;
+        Ok(Self { sender, dropped: Arc::default() })
+    }
+
+    /// Sends an event, or drops and counts it.
+    pub fn send(&self, entry: Entry) {
+        if self.sender.try_send(entry).is_err() {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// How many events the journal did not get. The audit log has them.
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+}
+
+fn write(receiver: &Receiver<Entry>) {
+    while let Ok(Entry { seq, event }) = receiver.recv() {
+        let run = event.run.map(|r| r.to_string()).unwrap_or_default();
+        let workflow = event.workflow.as_deref().unwrap_or_default();
+        let (actor, kind) = (event.actor.to_string(), event.kind.as_str());
+        let seq = seq.unwrap_or_default();
+        let text = sentence(&event);
+        macro_rules! log {
+            ($level:ident) => {
+                tracing::$level!(
+                    message_id = event.kind.message_id(),
+                    guardian_run_id = run,
+                    guardian_workflow = workflow,
+                    guardian_event = kind,
+                    guardian_actor = actor,
+                    guardian_reason = event.reason,
+                    guardian_seq = seq,
+                    "{text}"
+                )
+            };
+        }
+        match event.kind {
+            EventKind::Unkillable | EventKind::StoreSetAside => log!(error),
+            EventKind::LimitWarning
+            | EventKind::LaunchFailed
+            | EventKind::ForeignCgroup
+            | EventKind::KillIntent
+            | EventKind::CgroupKilled => log!(warn),
+            _ => log!(info),
+        }
+    }
+}
+
+fn sentence(event: &AuditEvent) -> String {
+    let what = event.kind.as_str().replace('_', " ");
+    let about = event.run.map(|r| format!("{r}: ")).unwrap_or_default();
+    if event.reason.is_empty() { format!("{about}{what}") } else { format!("{about}{what}: {}", event.reason) }
+}

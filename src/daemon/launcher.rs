@@ -1,0 +1,174 @@
+//! From a request to a run that the engine can decide about: its id, its resolved limits, its processes held by pidfd.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::config::Config;
+use crate::engine::Run;
+use crate::kernel::cgroup::CgroupDir;
+use crate::kernel::{Exec, Kernel as _, KernelError, evidence, process};
+use crate::model::{Error, ErrorKind, ProcessSeen, RunId, RunSpec, RunView};
+
+use super::command::{Caller, LaunchRequest};
+use super::driver::Held;
+use super::host::Host;
+
+/// The workflow of a run that names none.
+pub const DEFAULT_WORKFLOW: &str = "default";
+/// How much of a command is kept for people. The process has all of it.
+const COMMAND_TEXT: usize = 4096;
+/// How long a person who asks waits for a look at the processes.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// Fills the buffer from the kernel's random source.
+pub fn random(buffer: &mut [u8]) -> Result<(), Error> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        let rest = buffer.get_mut(filled..).unwrap_or_default();
+        filled += rustix::rand::getrandom(rest, rustix::rand::GetRandomFlags::empty())
+            .map_err(|e| Error::internal(format!("the kernel gives no random bytes: {e}")))?;
+    }
+    Ok(())
+}
+
+fn new_id() -> Result<RunId, Error> {
+    let mut bytes = [0; 6];
+    random(&mut bytes)?;
+    Ok(RunId::from_bytes(bytes))
+}
+
+/// Makes a run of the request. A detached one is started behind its gate here; a foreground one waits behind its
+/// client's. Nothing of the command is executed yet.
+pub fn prepare(
+    host: &mut Host,
+    config: &Config,
+    state_dir: &Path,
+    request: LaunchRequest,
+    child: Option<OwnedFd>,
+    caller: &Caller,
+) -> Result<(RunSpec, Held<Host>), Error> {
+    let id = new_id()?;
+    let workflow = request.workflow.clone().unwrap_or_else(|| DEFAULT_WORKFLOW.to_owned());
+    let limits = config.limits(&workflow).with(&request.limits);
+    let text = |bytes: &Vec<u8>| String::from_utf8_lossy(bytes).into_owned();
+    let mut spec = RunSpec {
+        id,
+        workflow,
+        name: request.name.clone(),
+        command: command_text(&request.argv),
+        cwd: text(&request.cwd),
+        uid: caller.uid,
+        user: caller.user.clone(),
+        main: None,
+        client: None,
+        limits,
+        log: None,
+    };
+    let held = match child {
+        Some(child) => {
+            let (main, client) = attached(host, child, caller)?;
+            spec.main = Some(host.process_id(&main));
+            spec.client = Some(host.process_id(&client));
+            Held::new(Some(main), Some(client))
+        }
+        None => {
+            let log = log_path(state_dir, id)?;
+            let mut env = request.env;
+            env.retain(|e| !e.starts_with(b"GUARDIAN_RUN_ID="));
+            env.push(format!("GUARDIAN_RUN_ID={id}").into_bytes());
+            let exec = Exec { argv: request.argv, env, cwd: request.cwd, log: log.clone() };
+            spec.log = Some(log);
+            Held::detached(exec)
+        }
+    };
+    Ok((spec, held))
+}
+
+type Process = <Host as crate::kernel::Kernel>::Process;
+
+/// The gated child and its client. Only a child of the caller is attached: to take over other processes is a right of
+/// its own.
+fn attached(host: &mut Host, child: OwnedFd, caller: &Caller) -> Result<(Process, Process), Error> {
+    let no_process = |what: &str, e: KernelError| Error::invalid(format!("{what} is not a live process: {e}"));
+    let client = caller.pidfd.as_ref().ok_or_else(|| Error::invalid("the caller's process is not known"))?;
+    let client = client.try_clone().map_err(|e| Error::internal(format!("cannot keep the caller's pidfd: {e}")))?;
+    let client = host.process(client).map_err(|e| no_process("the caller", e))?;
+    let main = host.process(child).map_err(|e| no_process("the descriptor given", e))?;
+    let (main_id, client_id) = (host.process_id(&main), host.process_id(&client));
+    let parent = process::stat(main_id.pid).map_err(|e| no_process("the descriptor given", e))?.ppid;
+    if parent != client_id.pid {
+        return Err(Error::invalid(format!(
+            "process {} is not a child of the caller ({}): a foreground run is attached by its parent",
+            main_id.pid, client_id.pid
+        )));
+    }
+    Ok((main, client))
+}
+
+fn log_path(state_dir: &Path, id: RunId) -> Result<std::path::PathBuf, Error> {
+    let dir = state_dir.join("logs");
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir);
+    made.map_err(|e| Error::new(ErrorKind::LaunchFailed, format!("cannot create {}: {e}", dir.display())))?;
+    Ok(dir.join(format!("{id}.log")))
+}
+
+/// The command as text, cut where a person has seen enough.
+fn command_text(argv: &[Vec<u8>]) -> Vec<String> {
+    let mut left = COMMAND_TEXT;
+    let mut words = Vec::new();
+    for arg in argv {
+        if left == 0 {
+            words.push("…".to_owned());
+            break;
+        }
+        let word: String = String::from_utf8_lossy(arg).chars().take(left).collect();
+        left = left.saturating_sub(word.chars().count() + 1);
+        words.push(word);
+    }
+    words
+}
+
+/// The processes of a live run, for a person who asks.
+pub fn processes_of(view: &RunView) -> Result<Vec<ProcessSeen>, Error> {
+    let Some(cgroup) = &view.cgroup else { return Ok(Vec::new()) };
+    let dir = match CgroupDir::open(&cgroup.path) {
+        Ok(dir) if dir.inode() == cgroup.inode => dir,
+        // It went away, or another came in its place: the run has no processes any more.
+        Ok(_) | Err(KernelError::Gone { .. }) => return Ok(Vec::new()),
+        Err(e) => return Err(Error::internal(e.to_string())),
+    };
+    Ok(evidence::take(&dir, LOOK).processes)
+}
+
+/// A run of a directory that carries our mark and has no record.
+pub fn rebuilt(host: &Host, config: &Config, id: RunId) -> Run {
+    let uid = nix::unistd::geteuid().as_raw();
+    let spec = RunSpec {
+        id,
+        workflow: DEFAULT_WORKFLOW.to_owned(),
+        name: None,
+        command: Vec::new(),
+        cwd: String::new(),
+        uid,
+        user: uid.to_string(),
+        main: None,
+        client: None,
+        limits: config.limits(DEFAULT_WORKFLOW),
+        log: None,
+    };
+    Run::unrecorded(spec, host.now())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_command_is_cut_for_people() {
+        let words = command_text(&[b"sh".to_vec(), vec![b'x'; 10_000], b"y".to_vec()]);
+        assert_eq!((words[0].as_str(), words[1].len(), words[2].as_str()), ("sh", COMMAND_TEXT - 3, "…"));
+        assert_eq!(command_text(&[b"\xff".to_vec()]), ["\u{fffd}"]);
+    }
+}

@@ -1,0 +1,117 @@
+//! Taking up the runs of an earlier instance. What cannot be proved to be ours is left alone and reported.
+
+use serde_json::json;
+
+use crate::model::{Actor, AuditEvent, EventKind, KillMode, KillReason, Now, Outcome, RunSpec, StepKind};
+
+use super::deadlines::Due;
+use super::run::Stop;
+use super::{Effect, Engine, FIRST_PROBE, Found, Main, RECORD_WAIT, Run, State, UNKILLABLE_AFTER};
+
+impl Engine {
+    pub(super) fn adopt(&mut self, mut run: Run, found: Found, now: Now) {
+        let id = run.spec.id;
+        let launched = !matches!(run.state, State::Accepting | State::Containing);
+        match found {
+            Found::Rebooted => {
+                // Old pids, inodes and monotonic times mean nothing in this boot.
+                run.cgroup = None;
+                self.adopt_as_lost(run, "the host was rebooted", Vec::new(), now);
+            }
+            Found::Foreign(why) => {
+                let details = json!({ "cgroup": run.cgroup });
+                let event = run.event(EventKind::ForeignCgroup, Actor::Guardian, why, details, now);
+                run.cgroup = None;
+                self.adopt_as_lost(run, "its cgroup was replaced by another one", vec![event], now);
+            }
+            Found::NoCgroup if !launched => {
+                run.cgroup = None;
+                self.adopt_as_lost(
+                    run,
+                    "the instance stopped during its launch, and nothing was executed",
+                    Vec::new(),
+                    now,
+                );
+            }
+            Found::NoCgroup => {
+                run.cgroup = None;
+                run.set_exited(None, false, now);
+                self.take_up(run, now);
+                // It could only be removed when it was empty.
+                self.emptied(id, now);
+            }
+            Found::Cgroup { cgroup, main_alive, client_alive } => {
+                run.cgroup = Some(cgroup);
+                if !main_alive {
+                    run.set_exited(None, false, now);
+                }
+                self.take_up(run, now);
+                if !launched {
+                    self.start_kill(
+                        id,
+                        KillMode::Force,
+                        KillReason::LaunchIncomplete,
+                        Actor::Guardian,
+                        Vec::new(),
+                        now,
+                    );
+                } else if !client_alive {
+                    self.client_gone(id, now);
+                }
+                self.effects.push(Effect::Look(id));
+            }
+        }
+    }
+
+    fn adopt_as_lost(&mut self, run: Run, why: &str, audit: Vec<AuditEvent>, now: Now) {
+        let id = run.spec.id;
+        self.runs.insert(id, run);
+        self.close_as(id, Outcome::Lost { why: why.to_owned() }, None, audit, now);
+    }
+
+    /// Goes on where the earlier instance stopped: the same deadlines, the same kill.
+    fn take_up(&mut self, mut run: Run, now: Now) {
+        let id = run.spec.id;
+        if let State::Stopping(kill, _) | State::Killing(kill, _) = &mut run.state {
+            kill.did(StepKind::Resumed, 0, now);
+        }
+        let event = run.event(EventKind::RunAdopted, Actor::Guardian, "", json!({ "phase": run.phase() }), now);
+        let timers = run.timers.clone();
+        let state = run.state.clone();
+        self.runs.insert(id, run);
+        timers.into_iter().for_each(|(rule, timer)| self.set_timer(id, rule, timer));
+        self.save(id, vec![event], now);
+        match state {
+            State::Live { ready: false } => self.deadlines.set(id, Due::Probe, now.mono + FIRST_PROBE),
+            // The intent is on record: that is how it is known here. Signals sent twice do no harm; sent never, they do.
+            State::Stopping(_, Stop::Recording) => self.kill_recorded(id, true, now),
+            State::Stopping(kill, Stop::Signalling) => {
+                self.effects.push(match kill.answer.mode {
+                    KillMode::Graceful => Effect::Terminate(id),
+                    KillMode::Force => Effect::KillCgroup(id),
+                });
+            }
+            State::Stopping(_, Stop::Grace(until)) => self.deadlines.set(id, Due::Grace, until),
+            State::Killing(_, killing) => {
+                if !killing.unkillable {
+                    self.deadlines.set(id, Due::Unkillable, killing.since + UNKILLABLE_AFTER);
+                }
+                self.effects.push(Effect::KillCgroup(id));
+            }
+            State::Emptied(..) => self.deadlines.set(id, Due::Status, now.mono + super::FIRST_STATUS),
+            State::Closing(_) => self.deadlines.set(id, Due::Record, now.mono + RECORD_WAIT),
+            State::Accepting | State::Containing | State::Live { ready: true } => {}
+        }
+    }
+}
+
+impl Run {
+    /// A run that is known from its cgroup alone, because the database was lost.
+    pub fn unrecorded(spec: RunSpec, now: Now) -> Self {
+        let mut run = Self::new(spec, now, None);
+        run.main = Main::Unknown;
+        run.state = State::Live { ready: true };
+        run.notices.push("the record of this run was lost with the database: only its cgroup is known".to_owned());
+        run
+    }
+}

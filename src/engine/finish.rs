@@ -1,0 +1,218 @@
+//! From the main process's exit to a finished run: empty, on record, its cgroup removed, published. In that order.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::model::{Actor, AuditEvent, Error, ErrorKind, EventKind, ExitStatus, Now, Outcome, Receipt, RunId};
+
+use super::deadlines::Due;
+use super::run::{Closing, Kill};
+use super::{Effect, Engine, FIRST_STATUS, Main, RECORD_WAIT, Removal, Run, STATUS_WAIT, State, Stop, Ticket};
+
+/// Removal gives EBUSY for some milliseconds after `populated 0`; this often it is tried again, about 5 s in all.
+const REMOVALS: u32 = 60;
+const LONGEST_REMOVAL_WAIT: Duration = Duration::from_millis(100);
+
+impl Run {
+    /// How the main process ended, as far as it is known.
+    pub(super) fn exit_status(&self) -> Option<ExitStatus> {
+        match self.main {
+            Main::Exited { status, .. } => status,
+            Main::Alive | Main::Unknown => None,
+        }
+    }
+
+    /// Marks the main process as exited. A second report can only add what the first did not know.
+    pub(super) fn set_exited(&mut self, status: Option<ExitStatus>, oom: bool, now: Now) {
+        let by_itself = match &self.state {
+            State::Stopping(kill, _) | State::Killing(kill, _) => !kill.acted(),
+            _ => true,
+        };
+        match &mut self.main {
+            main @ Main::Alive => *main = Main::Exited { status, oom, by_itself, at: now.mono },
+            Main::Exited { status: known @ None, .. } => *known = status,
+            Main::Exited { .. } | Main::Unknown => {}
+        }
+    }
+
+    /// How the run ended; none while it depends on a status that is still to come.
+    fn outcome(&self, kill: Option<&Kill>) -> Option<Outcome> {
+        let natural = match self.main {
+            Main::Exited { status: Some(ExitStatus::Exited(code)), .. } => Some(Outcome::Exited { code }),
+            Main::Exited { status: Some(ExitStatus::Signaled(9)), oom: true, .. } => Some(Outcome::Oom),
+            Main::Exited { status: Some(ExitStatus::Signaled(signal)), .. } => Some(Outcome::Signaled { signal }),
+            Main::Exited { status: None, .. } | Main::Alive => None,
+            Main::Unknown => Some(Outcome::Lost { why: "the record of it was lost with the database".to_owned() }),
+        };
+        match (kill, self.main) {
+            (Some(kill), _) if kill.answer.reason.code() == "launch_incomplete" => {
+                let why = self.notices.last().cloned().unwrap_or_else(|| kill.answer.reason.to_string());
+                Some(Outcome::Lost { why })
+            }
+            // What exited before anything was done to it ended by itself, whatever came over the rest of the run.
+            (_, Main::Exited { by_itself: true, .. }) => natural,
+            (Some(kill), _) if kill.acted() => Some(Outcome::Killed { reason: kill.answer.reason.clone() }),
+            _ => natural,
+        }
+    }
+}
+
+impl Engine {
+    pub(super) fn recorded(&mut self, ticket: Ticket, ok: bool, now: Now) {
+        match ticket {
+            Ticket::Launch(id) => {
+                self.deadlines.clear(id, Due::Record);
+                self.launch_recorded(id, ok, now);
+            }
+            Ticket::Start(id) => self.start_recorded(id, ok, now),
+            Ticket::Kill(id) => self.kill_recorded(id, ok, now),
+            Ticket::Finish(id) => self.finish_recorded(id, now),
+        }
+    }
+
+    pub(super) fn record_overdue(&mut self, id: RunId, now: Now) {
+        match self.runs.get(&id).map(|r| &r.state) {
+            Some(State::Accepting) => self.launch_recorded(id, false, now),
+            Some(State::Live { .. }) => self.start_recorded(id, false, now),
+            Some(State::Stopping(_, Stop::Recording)) => self.kill_recorded(id, false, now),
+            Some(State::Closing(_)) => self.finish_recorded(id, now),
+            _ => {}
+        }
+    }
+
+    pub(super) fn main_exited(&mut self, id: RunId, status: Option<ExitStatus>, oom: bool, now: Now) {
+        let Some(run) = self.runs.get_mut(&id) else { return };
+        run.set_exited(status, oom, now);
+        match run.state {
+            State::Live { .. } | State::Stopping(..) | State::Killing(..) => self.effects.push(Effect::Look(id)),
+            State::Emptied(..) => self.close(id, now),
+            State::Accepting | State::Containing | State::Closing(_) => {}
+        }
+    }
+
+    pub(super) fn status_known(&mut self, id: RunId, status: ExitStatus, now: Now) {
+        // Who reports has reaped it, so it has exited, whatever the order in which the news came.
+        self.main_exited(id, Some(status), false, now);
+    }
+
+    pub(super) fn status_asked(&mut self, id: RunId, status: Option<ExitStatus>, now: Now) {
+        if let Some(status) = status {
+            return self.status_known(id, status, now);
+        }
+        let Some(run) = self.runs.get_mut(&id) else { return };
+        let why = match run.main {
+            Main::Alive => "its main process left its cgroup",
+            Main::Exited { .. } | Main::Unknown => "nobody reported how its main process ended",
+        };
+        let State::Emptied(kill, since) = &mut run.state else { return };
+        let waited = now.mono.since(*since);
+        if waited < STATUS_WAIT {
+            // Soon after the end at first: a new parent reaps at once. Then ever later: a client has to reconnect.
+            return self.deadlines.set(id, Due::Status, now.mono + waited.max(FIRST_STATUS));
+        }
+        let kill = kill.take();
+        let receipt = kill.map(|k| k.receipt(now));
+        self.close_as(id, Outcome::Lost { why: why.to_owned() }, receipt, Vec::new(), now);
+    }
+
+    /// The kernel says that nothing is in the cgroup or below it.
+    pub(super) fn emptied(&mut self, id: RunId, now: Now) {
+        let Some(run) = self.runs.get_mut(&id) else { return };
+        let kill = match std::mem::replace(&mut run.state, State::Emptied(None, now.mono)) {
+            State::Live { .. } => None,
+            // The intent is on its way to the record, and its answer with it; the look after that comes back here.
+            state @ State::Stopping(_, Stop::Recording) => return run.state = state,
+            State::Stopping(kill, _) | State::Killing(kill, _) => Some(kill),
+            // Empty before anything was in it, or told twice.
+            state => return run.state = state,
+        };
+        run.state = State::Emptied(kill, now.mono);
+        self.deadlines.clear_run(id);
+        self.deadlines.set(id, Due::Status, now.mono + FIRST_STATUS);
+        self.close(id, now);
+    }
+
+    /// Closes an emptied run if its outcome is known.
+    fn close(&mut self, id: RunId, now: Now) {
+        let Some(run) = self.runs.get_mut(&id) else { return };
+        let State::Emptied(kill, since) = &mut run.state else { return };
+        let (kill, since) = (kill.take(), *since);
+        match run.outcome(kill.as_ref()) {
+            Some(outcome) => {
+                let receipt = kill.map(|k| k.receipt(now));
+                self.close_as(id, outcome, receipt, Vec::new(), now);
+            }
+            None => run.state = State::Emptied(kill, since),
+        }
+    }
+
+    /// The run is over: its outcome goes on record.
+    pub(super) fn close_as(
+        &mut self,
+        id: RunId,
+        outcome: Outcome,
+        receipt: Option<Receipt>,
+        mut audit: Vec<AuditEvent>,
+        now: Now,
+    ) {
+        let Some(run) = self.runs.get_mut(&id) else { return };
+        run.timers.clear();
+        if run.opening {
+            let error = format!("{id} was over before its command was executed: {outcome}");
+            self.answer_launch(id, Err(Error::new(ErrorKind::LaunchFailed, error)));
+        }
+        let Some(run) = self.runs.get_mut(&id) else { return };
+        let details = json!({ "outcome": outcome, "receipt": receipt, "status": run.exit_status() });
+        let reason = receipt.as_ref().map_or_else(|| outcome.to_string(), |r| format!("{outcome}: {r}"));
+        run.state = State::Closing(Closing { outcome, receipt: receipt.clone(), at: now, removals: None });
+        audit.push(run.event(EventKind::RunFinished, Actor::Guardian, reason, details, now));
+        self.deadlines.clear_run(id);
+        self.deadlines.set(id, Due::Record, now.mono + RECORD_WAIT);
+        if let Some(mut record) = self.record_of(id, audit, now) {
+            record.receipt = receipt;
+            record.ticket = Some(Ticket::Finish(id));
+            self.effects.push(Effect::Record(Box::new(record)));
+        }
+    }
+
+    fn finish_recorded(&mut self, id: RunId, now: Now) {
+        let Some(run) = self.runs.get_mut(&id) else { return };
+        let State::Closing(Closing { removals: removals @ None, .. }) = &mut run.state else { return };
+        *removals = Some(0);
+        self.deadlines.clear(id, Due::Record);
+        if run.cgroup.is_some() {
+            self.effects.push(Effect::Remove(id));
+        } else {
+            self.finish(id, now);
+        }
+    }
+
+    pub(super) fn removed(&mut self, id: RunId, result: Removal, now: Now) {
+        let Some(run) = self.runs.get_mut(&id) else { return };
+        let State::Closing(Closing { removals: Some(removals), .. }) = &mut run.state else { return };
+        *removals += 1;
+        let why = match result {
+            Removal::Gone => return self.finish(id, now),
+            Removal::Busy if *removals < REMOVALS => {
+                let wait = Duration::from_millis(1 << (*removals - 1).min(7)).min(LONGEST_REMOVAL_WAIT);
+                return self.deadlines.set(id, Due::RemoveAgain, now.mono + wait);
+            }
+            Removal::Busy => "something is in it that came after the run had ended".to_owned(),
+            Removal::Refused(why) => why,
+        };
+        // The run had ended before: what is there now was not the run's, and is not ours to kill.
+        run.notices.push(format!("its cgroup was left alone: {why}"));
+        let details = json!({ "cgroup": run.cgroup });
+        let event = run.event(EventKind::ForeignCgroup, Actor::Guardian, why, details, now);
+        self.save(id, vec![event], now);
+        self.finish(id, now);
+    }
+
+    fn finish(&mut self, id: RunId, now: Now) {
+        if let Some(run) = self.runs.remove(&id) {
+            self.deadlines.clear_run(id);
+            self.effects.push(Effect::Finish(Box::new(run.view(now))));
+        }
+    }
+}

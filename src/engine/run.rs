@@ -1,0 +1,306 @@
+//! One run as the engine knows it. Serialized whole for the next instance, which goes on from there.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::{
+    Actor, AuditEvent, CgroupIdentity, Containment, EventKind, Evidence, ExitStatus, Health, HealthReason, KillAnswer,
+    KillMode, KillReason, Mono, Now, Outcome, Phase, Receipt, Rule, RunSpec, RunView, Step, StepKind, Usage, Wall,
+};
+
+use super::event::ReplyTo;
+
+/// A live run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Run {
+    /// What it was started with.
+    pub spec: RunSpec,
+    /// Where it is.
+    pub state: State,
+    /// Its main process.
+    pub main: Main,
+    /// Its cgroup, once it has one.
+    pub cgroup: Option<CgroupIdentity>,
+    /// What could not be done as asked.
+    pub notices: Vec<String>,
+    /// When it was accepted.
+    pub created: Now,
+    /// When its process was seen in its cgroup.
+    pub started: Option<Wall>,
+    /// When it became ready.
+    pub ready: Option<Wall>,
+    /// The timers that run.
+    pub timers: BTreeMap<Rule, Timer>,
+    /// It is frozen.
+    pub frozen: bool,
+    /// Why it is not healthy.
+    pub reasons: Vec<HealthReason>,
+    /// A kill that came before the process was contained; it is begun as soon as that is so.
+    #[serde(skip)]
+    pub early_kill: Option<EarlyKill>,
+    /// It is contained, and its gate stays closed until that is on record. Not kept: the next instance finds either a
+    /// record of the start, or a run of which nothing was executed.
+    #[serde(skip)]
+    pub opening: bool,
+    /// Who waits for the launch.
+    #[serde(skip)]
+    pub launch_reply: Option<ReplyTo>,
+}
+
+/// A kill that has to wait for the launch.
+#[derive(Debug, Clone)]
+pub struct EarlyKill {
+    /// How.
+    pub mode: KillMode,
+    /// Why.
+    pub reason: KillReason,
+    /// Who.
+    pub actor: Actor,
+    /// Who is answered.
+    pub replies: Vec<ReplyTo>,
+}
+
+/// A timer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timer {
+    /// When it ends the run.
+    pub ends: Mono,
+    /// The time it allows in all, extensions included.
+    pub allowed: Duration,
+}
+
+/// Where a run is, with what it needs there. Every state answers every event (see the module's table).
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum State {
+    /// Being put on record; nothing is made for it yet.
+    Accepting,
+    /// On record; its cgroup is made and its process moved.
+    Containing,
+    /// Its command is executed.
+    Live {
+        /// It is ready: running, no more initializing.
+        ready: bool,
+    },
+    /// Being ended; `cgroup.kill` is not written yet.
+    Stopping(Kill, Stop),
+    /// `cgroup.kill` was written.
+    Killing(Kill, Killing),
+    /// Its cgroup is empty; how the main process ended is still to be told.
+    Emptied(Option<Kill>, Mono),
+    /// It is over and its outcome is being put on record; then its cgroup is removed.
+    Closing(Closing),
+}
+
+/// How far stopping has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Stop {
+    /// The intent is being put on record.
+    Recording,
+    /// The intent is on record; the first signal is being sent.
+    Signalling,
+    /// SIGTERM was sent; after this moment comes `cgroup.kill`.
+    Grace(Mono),
+}
+
+/// How far killing has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Killing {
+    /// When `cgroup.kill` was first written.
+    pub since: Mono,
+    /// How often it was written.
+    pub attempts: u32,
+    /// It was reported unkillable.
+    pub unkillable: bool,
+}
+
+/// A kill under way.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Kill {
+    /// What everyone who asks is answered.
+    pub answer: KillAnswer,
+    /// When it was requested.
+    pub requested: Mono,
+    /// What was done so far.
+    pub steps: Vec<Step>,
+    /// The processes just before the first signal.
+    pub evidence: Evidence,
+    /// Processes that were sent SIGTERM.
+    pub terminated: u32,
+    /// Processes there when `cgroup.kill` was first written.
+    pub killed: u32,
+    /// Who waits for the intent to be on record.
+    #[serde(skip)]
+    pub replies: Vec<ReplyTo>,
+}
+
+/// A run that is over.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Closing {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// The kill's proof.
+    pub receipt: Option<Receipt>,
+    /// When it was over.
+    pub at: Now,
+    /// How often the removal of its cgroup was tried; none before the outcome is on record.
+    pub removals: Option<u32>,
+}
+
+/// The main process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Main {
+    /// It lives.
+    Alive,
+    /// It exited.
+    Exited {
+        /// How, once that is known.
+        status: Option<ExitStatus>,
+        /// The OOM killer had struck in the run by then.
+        oom: bool,
+        /// Nothing had been done to it by then.
+        by_itself: bool,
+        /// When that was noticed.
+        at: Mono,
+    },
+    /// The record of it was lost with the database.
+    Unknown,
+}
+
+impl Kill {
+    /// A kill that was just requested.
+    pub fn new(answer: KillAnswer, now: Now, replies: Vec<ReplyTo>) -> Self {
+        Self {
+            answer,
+            requested: now.mono,
+            steps: Vec::new(),
+            evidence: Evidence::default(),
+            terminated: 0,
+            killed: 0,
+            replies,
+        }
+    }
+
+    /// Adds a step.
+    pub fn did(&mut self, kind: StepKind, processes: u32, now: Now) {
+        let elapsed_usec = u64::try_from(now.mono.since(self.requested).as_micros()).unwrap_or(u64::MAX);
+        self.steps.push(Step { kind, at: now.wall, elapsed_usec, processes });
+    }
+
+    /// True once anything was sent to any of the run's processes.
+    pub fn acted(&self) -> bool {
+        self.terminated > 0 || self.killed > 0
+    }
+
+    /// The proof, written when the kernel says that the cgroup is empty.
+    pub fn receipt(mut self, now: Now) -> Receipt {
+        self.did(StepKind::Emptied, 0, now);
+        Receipt {
+            run: self.answer.run,
+            mode: self.answer.mode,
+            reason: self.answer.reason,
+            actor: self.answer.actor,
+            requested_at: self.answer.requested_at,
+            duration_usec: self.steps.last().map_or(0, |s| s.elapsed_usec),
+            steps: self.steps,
+            terminated: self.terminated,
+            killed: self.killed,
+            survivors: 0,
+            processes: self.evidence.processes,
+            processes_total: self.evidence.total,
+        }
+    }
+}
+
+impl Run {
+    /// A run that was just asked for.
+    pub fn new(spec: RunSpec, now: Now, reply: Option<ReplyTo>) -> Self {
+        Self {
+            spec,
+            state: State::Accepting,
+            main: Main::Alive,
+            cgroup: None,
+            notices: Vec::new(),
+            created: now,
+            started: None,
+            ready: None,
+            timers: BTreeMap::new(),
+            frozen: false,
+            reasons: Vec::new(),
+            early_kill: None,
+            opening: false,
+            launch_reply: reply,
+        }
+    }
+
+    /// The phase that people are shown.
+    pub fn phase(&self) -> Phase {
+        match self.state {
+            State::Accepting | State::Containing => Phase::Starting,
+            State::Live { ready: false } => Phase::Initializing,
+            State::Live { ready: true } => Phase::Running,
+            State::Stopping(..) => Phase::Stopping,
+            State::Killing(..) => Phase::Killing,
+            // The kernel has said that it is empty; who waits is told when that is on record.
+            State::Emptied(..) | State::Closing(_) => Phase::Finished,
+        }
+    }
+
+    /// The worst of its reasons.
+    pub fn health(&self) -> Health {
+        self.reasons.iter().map(|r| r.level).max().unwrap_or_default()
+    }
+
+    /// Adds a reason, or replaces the one of the same rule.
+    pub fn warn(&mut self, rule: Rule, level: Health, text: String, now: Now) {
+        self.reasons.retain(|r| r.rule != rule);
+        self.reasons.push(HealthReason { rule, level, text, since: now.wall });
+    }
+
+    /// An audit event about this run.
+    pub fn event(
+        &self,
+        kind: EventKind,
+        actor: Actor,
+        reason: impl Into<String>,
+        details: serde_json::Value,
+        now: Now,
+    ) -> AuditEvent {
+        AuditEvent {
+            at: now.wall,
+            kind,
+            run: Some(self.spec.id),
+            workflow: Some(self.spec.workflow.clone()),
+            actor,
+            reason: reason.into(),
+            details,
+        }
+    }
+
+    /// The view that everyone is shown.
+    pub fn view(&self, now: Now) -> RunView {
+        let closing = match &self.state {
+            State::Closing(closing) => Some(closing),
+            _ => None,
+        };
+        RunView {
+            spec: self.spec.clone(),
+            phase: self.phase(),
+            health: self.health(),
+            reasons: self.reasons.clone(),
+            containment: Containment::Cgroupfs,
+            cgroup: self.cgroup.clone(),
+            frozen: self.frozen,
+            created_at: self.created.wall,
+            started_at: self.started,
+            ready_at: self.ready,
+            finished_at: closing.map(|c| c.at.wall),
+            deadlines: self.timers.iter().map(|(rule, t)| (*rule, now.wall_of(t.ends))).collect(),
+            outcome: closing.map(|c| c.outcome.clone()),
+            receipt: closing.and_then(|c| c.receipt.clone()),
+            usage: Usage::default(),
+            notices: self.notices.clone(),
+        }
+    }
+}

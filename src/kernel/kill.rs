@@ -1,0 +1,160 @@
+//! Ending what is in a cgroup: SIGTERM to every process, `cgroup.kill`, and what stands in for it on old kernels.
+//!
+//! Owns the passes over `cgroup.procs`. Each process is opened by pidfd, then seen to be in the cgroup, then signalled
+//! through the pidfd. Decides nothing: when to terminate, when to kill and when to repeat is the caller's.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::process::Signal;
+
+use super::cgroup::CgroupDir;
+use super::{KernelError, process};
+
+/// Passes over the processes before the rest is left to the caller's next call. A process forked during a pass is met
+/// by the next one; a tree that forks faster than it is read would never let the passes end.
+const MAX_PASSES: usize = 32;
+
+/// Time for all passes, so that the engine's thread is never held up by a fork storm.
+const MAX_TIME: Duration = Duration::from_millis(250);
+
+/// The cgroup whose processes are meant.
+#[derive(Debug, Clone, Copy)]
+pub struct Target<'a> {
+    /// Its directory.
+    pub dir: &'a CgroupDir,
+    /// Its name as in `/proc/PID/cgroup`.
+    pub name: &'a Path,
+}
+
+impl Target<'_> {
+    /// Sends SIGTERM, then SIGCONT, to every process, and thaws what is frozen. Gives the number signalled.
+    ///
+    /// A stopped process acts on SIGTERM only after SIGCONT, a frozen one only after the thaw.
+    pub fn terminate(&self) -> Result<u32, KernelError> {
+        let signalled = self.signal_until_none_is_new(&[Signal::TERM, Signal::CONT]);
+        // Thawed even if the passes failed: a cgroup left frozen would sit out the whole grace period.
+        let thawed = self.thaw();
+        let signalled = signalled?;
+        thawed?;
+        Ok(signalled)
+    }
+
+    /// Kills every process. Gives the number that were there just before.
+    ///
+    /// `cgroup.kill` (Linux 5.14) marks the cgroup, so that children forked during the kill die too, and reaches
+    /// sub-cgroups, frozen and threaded ones. It is EOPNOTSUPP in a threaded cgroup, which a run can make of its own
+    /// root: then, on older kernels and when forced, the processes are killed one by one.
+    pub fn kill(&self, force_fallback: bool) -> Result<u32, KernelError> {
+        // A number for the receipt: what keeps it from being counted does not keep the kill from being done.
+        let present = self.dir.pids().map_or(0, |pids| u32::try_from(pids.len()).unwrap_or(u32::MAX));
+        if !force_fallback {
+            match self.dir.write("cgroup.kill", "1") {
+                Ok(()) => return Ok(present),
+                Err(e) if e.is_gone() && self.dir.has("cgroup.procs") => {}
+                Err(e) if e.errno() == Some(Errno::OPNOTSUPP) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        self.kill_one_by_one().map(|()| present)
+    }
+
+    /// Stops forking and running, kills through pidfds until no process is new, and thaws: a frozen process dies of
+    /// SIGKILL at once, but one that was being frozen may still be on its way.
+    fn kill_one_by_one(&self) -> Result<(), KernelError> {
+        // Both are help, not condition: without the pids controller or the freezer (Linux 5.2) the passes still win
+        // against anything but a fork storm.
+        let _ = self.dir.write("pids.max", "0");
+        let _ = self.dir.write("cgroup.freeze", "1");
+        let killed = self.signal_until_none_is_new(&[Signal::KILL]);
+        let thawed = self.thaw();
+        killed?;
+        thawed?;
+        self.signal_until_none_is_new(&[Signal::KILL]).map(drop)
+    }
+
+    fn signal_until_none_is_new(&self, signals: &[Signal]) -> Result<u32, KernelError> {
+        let started = Instant::now();
+        let mut done = BTreeSet::new();
+        let mut signalled = 0;
+        for _ in 0..MAX_PASSES {
+            let new: Vec<u32> = self.dir.pids()?.difference(&done).copied().collect();
+            if new.is_empty() || started.elapsed() > MAX_TIME {
+                break;
+            }
+            for pid in new {
+                done.insert(pid);
+                if self.signal_one(pid, signals)? {
+                    signalled += 1;
+                }
+            }
+        }
+        Ok(signalled)
+    }
+
+    /// Signals one process if it is in the cgroup; true if it was sent the first signal.
+    fn signal_one(&self, pid: u32, signals: &[Signal]) -> Result<bool, KernelError> {
+        let sent = process::open(pid).and_then(|pidfd| {
+            // Looked up after the pidfd pinned the process: a pid reused before that is another cgroup's.
+            if !is_inside(&process::cgroup(pid)?, self.name) {
+                return Ok(false);
+            }
+            signals.iter().try_for_each(|s| process::signal(&pidfd, *s))?;
+            Ok(true)
+        });
+        match sent {
+            Err(e) if e.is_gone() => Ok(false),
+            // Of another user, as a setuid program is to an unprivileged instance: the rest is signalled all the same,
+            // and `cgroup.kill` reaches this one, since it asks for no right but writing the file.
+            Err(e) if e.errno() == Some(Errno::PERM) => Ok(false),
+            other => other,
+        }
+    }
+
+    /// Thaws the cgroup and every one below it.
+    fn thaw(&self) -> Result<(), KernelError> {
+        self.dir.walk(&mut |dir| match dir.read("cgroup.freeze") {
+            Ok(text) if text.trim() == "1" => dir.write("cgroup.freeze", "0"),
+            Ok(_) => Ok(()),
+            Err(e) if e.is_gone() => Ok(()),
+            Err(e) => Err(e),
+        })
+    }
+}
+
+/// True if the cgroup of a process is this one or below it.
+pub fn is_inside(cgroup: &Path, of: &Path) -> bool {
+    cgroup.starts_with(of)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn inside_means_the_same_cgroup_or_one_below_and_no_similar_name() {
+        let of = Path::new("/guardian/u0/run_000000000001");
+        assert!(is_inside(of, of));
+        assert!(is_inside(&of.join("sub/sub"), of));
+        for outside in
+            ["/", "/guardian/u0", "/guardian/u0/run_0000000000012", "/guardian/u0/run_000000000001 (deleted)"]
+        {
+            assert!(!is_inside(Path::new(outside), of), "{outside}");
+        }
+    }
+
+    #[test]
+    fn a_process_that_is_listed_but_lives_elsewhere_is_not_signalled() {
+        let tmp = tempfile::tempdir().unwrap();
+        let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+        std::fs::write(tmp.path().join("cgroup.procs"), format!("{}\n", child.id())).unwrap();
+        let dir = CgroupDir::open_unchecked(tmp.path()).unwrap();
+        let target = Target { dir: &dir, name: Path::new("/guardian/none/run_000000000001") };
+        assert_eq!(target.terminate().unwrap(), 0);
+        assert!(child.try_wait().unwrap().is_none());
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}

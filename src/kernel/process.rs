@@ -1,0 +1,295 @@
+//! Processes, held by pidfd: opening, identifying, signalling and reaping them, and what /proc says about them.
+//!
+//! Owns every pidfd operation and the parsers of `/proc/PID/*`. No signal is sent by a bare number anywhere: a pid is
+//! first turned into a pidfd, then checked, then signalled through the pidfd, so that a reused pid is never hit.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{ErrorKind, Read};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid};
+
+use super::{KernelError, pidfd_info};
+use crate::model::{ExitStatus, ProcessId};
+
+/// What `/proc/PID/stat` says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stat {
+    /// Its name, at most 15 bytes, chosen by the process itself.
+    pub comm: String,
+    /// R, S, D, T, Z, …
+    pub state: char,
+    /// Its parent.
+    pub ppid: u32,
+    /// Clock ticks from boot to its start.
+    pub start_ticks: u64,
+}
+
+fn name(pid: u32) -> String {
+    format!("process {pid}")
+}
+
+/// Opens a pidfd. A pid that is a thread but no process is `Gone`: EINVAL, or ENOENT since Linux 6.9.
+pub fn open(pid: u32) -> Result<OwnedFd, KernelError> {
+    let gone = || KernelError::Gone { what: name(pid) };
+    let raw = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or_else(gone)?;
+    match pidfd_open(raw, PidfdFlags::empty()) {
+        Ok(fd) => Ok(fd),
+        Err(Errno::INVAL) => Err(gone()),
+        Err(errno) => Err(KernelError::from_errno("open a pidfd of", name(pid), errno)),
+    }
+}
+
+/// Opens the process that was known by this id; `Gone` if the pid is free or was given to another process.
+pub fn open_known(id: ProcessId) -> Result<OwnedFd, KernelError> {
+    let fd = open(id.pid)?;
+    // The pidfd pins the process it was opened for, so a start time read now and equal is of that very process, or of
+    // one that came after its end; the latter has a later start time.
+    match stat(id.pid)?.start_ticks == id.start_ticks {
+        true => Ok(fd),
+        false => Err(KernelError::Gone { what: name(id.pid) }),
+    }
+}
+
+/// Which process a pidfd from elsewhere is of. `Gone` once it was reaped, or if it is outside our PID namespace.
+pub fn identify(pidfd: impl AsFd) -> Result<ProcessId, KernelError> {
+    let raw = pidfd.as_fd().as_raw_fd();
+    let path = format!("/proc/self/fdinfo/{raw}");
+    let text = read_text(&path)?;
+    let pid = parse_fdinfo_pid(&text).ok_or_else(|| KernelError::malformed(&path, &text))?;
+    let pid = u32::try_from(pid).ok().filter(|p| *p > 0).ok_or(KernelError::Gone { what: "the process".into() })?;
+    let start_ticks = stat(pid)?.start_ticks;
+    // While the descriptor still names the pid, the process was not reaped, so the start time was its own.
+    match parse_fdinfo_pid(&read_text(&path)?) == Some(i64::from(pid)) {
+        true => Ok(ProcessId { pid, start_ticks }),
+        false => Err(KernelError::Gone { what: name(pid) }),
+    }
+}
+
+/// Sends a signal. `Gone` if the process was reaped.
+pub fn signal(pidfd: impl AsFd, signal: Signal) -> Result<(), KernelError> {
+    pidfd_send_signal(pidfd.as_fd(), signal).map_err(|e| KernelError::from_errno("signal", "the process", e))
+}
+
+/// True once the process has exited, reaped or not.
+pub fn has_exited(pidfd: impl AsFd) -> bool {
+    wait_for(pidfd, PollFlags::IN, Duration::ZERO)
+}
+
+fn wait_for(pidfd: impl AsFd, flags: PollFlags, timeout: Duration) -> bool {
+    let mut fds = [PollFd::from_borrowed_fd(pidfd.as_fd(), flags)];
+    let timeout = Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: timeout.subsec_nanos().into() };
+    poll(&mut fds, Some(&timeout)).is_ok() && fds[0].revents().contains(flags)
+}
+
+/// Reaps a child that has exited and says how; none while it has not. ECHILD (not our child, or reaped) is an error.
+pub fn reap(pidfd: impl AsFd) -> Result<Option<ExitStatus>, KernelError> {
+    let status = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG)
+        .map_err(|e| KernelError::from_errno("reap", "the process", e))?;
+    Ok(status.and_then(|s| {
+        s.exit_status().map(ExitStatus::Exited).or_else(|| s.terminating_signal().map(ExitStatus::Signaled))
+    }))
+}
+
+/// How a process that is not our child ended, where the kernel tells (Linux 6.15).
+///
+/// The kernel tells only after the parent reaped it. An orphan's parent, init, does that at once but not before we are
+/// woken by the exit, so this waits for the reaping (POLLHUP), and no longer than a moment.
+pub fn foreign_exit_status(pidfd: impl AsFd) -> Option<ExitStatus> {
+    const MOMENT: Duration = Duration::from_millis(10);
+    let pidfd = pidfd.as_fd();
+    let status = pidfd_info::wait_status(pidfd)
+        .or_else(|| wait_for(pidfd, PollFlags::HUP, MOMENT).then(|| pidfd_info::wait_status(pidfd)).flatten())?;
+    Some(decode_wait_status(status))
+}
+
+/// Reads a wait status: the low 7 bits are the signal, the second byte the exit code.
+fn decode_wait_status(status: i32) -> ExitStatus {
+    match status & 0x7f {
+        0 => ExitStatus::Exited(status >> 8 & 0xff),
+        signal => ExitStatus::Signaled(signal),
+    }
+}
+
+/// `/proc/PID/stat`.
+pub fn stat(pid: u32) -> Result<Stat, KernelError> {
+    let path = format!("/proc/{pid}/stat");
+    let text = read_text(&path)?;
+    parse_stat(&text).ok_or_else(|| KernelError::malformed(path, &text))
+}
+
+/// The cgroup2 cgroup of a process, as its cgroup namespace root sees it.
+pub fn cgroup(pid: u32) -> Result<PathBuf, KernelError> {
+    let path = format!("/proc/{pid}/cgroup");
+    let text = read_bytes(&path)?;
+    parse_cgroup(&text).ok_or_else(|| KernelError::malformed(path, &String::from_utf8_lossy(&text)))
+}
+
+/// The process that a thread belongs to.
+pub fn thread_group(tid: u32) -> Result<u32, KernelError> {
+    let path = format!("/proc/{tid}/status");
+    let text = read_text(&path)?;
+    parse_colon(&text, "Tgid").ok_or_else(|| KernelError::malformed(path, &text))
+}
+
+/// The kernel function that the process waits in; none where it runs, or where we may not see it.
+pub fn wchan(pid: u32) -> Option<String> {
+    parse_wchan(&read_text(&format!("/proc/{pid}/wchan")).ok()?)
+}
+
+/// The bytes of resident memory.
+pub fn resident_bytes(pid: u32) -> Result<u64, KernelError> {
+    let path = format!("/proc/{pid}/statm");
+    let text = read_text(&path)?;
+    let pages = parse_statm(&text).ok_or_else(|| KernelError::malformed(path, &text))?;
+    Ok(pages.saturating_mul(rustix::param::page_size() as u64))
+}
+
+/// The bytes that the process has written with any system call, to anything.
+pub fn written_bytes(pid: u32) -> Result<u64, KernelError> {
+    let path = format!("/proc/{pid}/io");
+    let text = read_text(&path)?;
+    parse_colon(&text, "wchar").ok_or_else(|| KernelError::malformed(path, &text))
+}
+
+/// `PID (COMM) STATE PPID …`. The comm may hold spaces, newlines and parentheses, so it ends at the last one.
+fn parse_stat(text: &str) -> Option<Stat> {
+    let (before, after) = text.rsplit_once(')')?;
+    let (_, comm) = before.split_once('(')?;
+    let mut fields = after.split_ascii_whitespace();
+    let state = fields.next()?.chars().next()?;
+    let ppid = fields.next()?.parse().ok()?;
+    // Fields are numbered from 1 and state is the third; starttime is the 22nd.
+    let start_ticks = fields.nth(17)?.parse().ok()?;
+    Some(Stat { comm: comm.to_owned(), state, ppid, start_ticks })
+}
+
+/// The line of cgroup2 is `0::PATH`. A removed cgroup's path ends in ` (deleted)`, which then equals nothing of ours.
+fn parse_cgroup(text: &[u8]) -> Option<PathBuf> {
+    let line = text.split(|b| *b == b'\n').find_map(|l| l.strip_prefix(b"0::"))?;
+    line.starts_with(b"/").then(|| Path::new(OsStr::from_bytes(line)).to_owned())
+}
+
+/// 0 where the process is in another PID namespace, -1 where it was reaped.
+fn parse_fdinfo_pid(text: &str) -> Option<i64> {
+    text.lines().find_map(|l| l.strip_prefix("Pid:"))?.trim().parse().ok()
+}
+
+fn parse_colon<T: std::str::FromStr>(text: &str, key: &str) -> Option<T> {
+    text.lines().filter_map(|l| l.split_once(':')).find(|(k, _)| *k == key)?.1.trim().parse().ok()
+}
+
+/// `0` stands for a process that does not wait, and for one that we may not look at.
+fn parse_wchan(text: &str) -> Option<String> {
+    let function = text.trim();
+    (!function.is_empty() && function != "0").then(|| function.to_owned())
+}
+
+/// The second field is the resident set in pages.
+fn parse_statm(text: &str) -> Option<u64> {
+    text.split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
+fn read_bytes(path: &str) -> Result<Vec<u8>, KernelError> {
+    let mut out = Vec::with_capacity(1024);
+    // ESRCH comes from the read of a file that was opened just before the process was reaped.
+    fs::File::open(path).and_then(|mut f| f.read_to_end(&mut out)).map_err(|source| {
+        match source.kind() == ErrorKind::NotFound || source.raw_os_error() == Some(Errno::SRCH.raw_os_error()) {
+            true => KernelError::Gone { what: path.to_owned() },
+            false => KernelError::Io { op: "read", what: path.to_owned(), source },
+        }
+    })?;
+    Ok(out)
+}
+
+/// A process chooses its name, so text from /proc need not be UTF-8.
+fn read_text(path: &str) -> Result<String, KernelError> {
+    read_bytes(path).map(|b| String::from_utf8_lossy(&b).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_with_parentheses_and_spaces_does_not_move_the_fields() {
+        let tail = "S 17 1 1 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 987654 1 2 3";
+        for comm in ["cat", "a) S 1 (b", "tmux: server", ") R 0 (", "new\nline", ""] {
+            let stat = parse_stat(&format!("42 ({comm}) {tail}")).unwrap();
+            assert_eq!(stat, Stat { comm: comm.into(), state: 'S', ppid: 17, start_ticks: 987_654 });
+        }
+    }
+
+    #[test]
+    fn a_malformed_stat_is_refused() {
+        for bad in ["", "42", "42 (cat", "42 (cat) S", "42 (cat) S x 1", "42 (cat) S 1 1 1 0"] {
+            assert_eq!(parse_stat(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_cgroup2_line_is_found_among_those_of_v1() {
+        let hybrid = b"9:name=systemd:/x\n4:memory:/y\n0::/guardian/a b\n";
+        assert_eq!(parse_cgroup(hybrid).unwrap(), Path::new("/guardian/a b"));
+        assert_eq!(parse_cgroup(b"0::/\n").unwrap(), Path::new("/"));
+        for bad in [&b""[..], b"4:memory:/y\n", b"0::\n", b"10::/x\n"] {
+            assert_eq!(parse_cgroup(bad), None);
+        }
+    }
+
+    #[test]
+    fn small_files_are_read_or_refused() {
+        assert_eq!(parse_fdinfo_pid("pos:\t0\nPid:\t77\nNSpid:\t77\n"), Some(77));
+        assert_eq!(parse_fdinfo_pid("Pid:\t-1\n"), Some(-1));
+        assert_eq!(parse_fdinfo_pid("pos:\t0\n"), None);
+        assert_eq!(parse_colon::<u64>("rchar: 1\nwchar: 22\nsyscw: 3\n", "wchar"), Some(22));
+        assert_eq!(parse_colon::<u64>("wchar: max\n", "wchar"), None);
+        assert_eq!(parse_statm("100 50 3 1 0 2 0\n"), Some(50));
+        assert_eq!(parse_statm("100"), None);
+        assert_eq!(parse_wchan("do_wait"), Some("do_wait".into()));
+        assert_eq!(parse_wchan("0"), None);
+        assert_eq!(parse_wchan(""), None);
+    }
+
+    #[test]
+    fn a_wait_status_is_an_exit_or_a_signal() {
+        assert_eq!(decode_wait_status(7 << 8), ExitStatus::Exited(7));
+        assert_eq!(decode_wait_status(9), ExitStatus::Signaled(9));
+        assert_eq!(decode_wait_status(0x80 | 11), ExitStatus::Signaled(11));
+    }
+
+    #[test]
+    fn a_process_is_the_same_by_pid_by_id_and_by_descriptor() {
+        let me = std::process::id();
+        let id = ProcessId { pid: me, start_ticks: stat(me).unwrap().start_ticks };
+        let fd = open_known(id).unwrap();
+        assert_eq!(identify(&fd).unwrap(), id);
+        assert!(!has_exited(&fd));
+        let later = ProcessId { start_ticks: id.start_ticks + 1, ..id };
+        assert!(open_known(later).unwrap_err().is_gone());
+    }
+
+    #[test]
+    fn a_reaped_process_is_gone_and_its_status_known_once() {
+        let mut child = std::process::Command::new("sh")
+            .args(["-c", "read x; exit 7"])
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let fd = open(child.id()).unwrap();
+        assert_eq!(reap(&fd).unwrap(), None);
+        drop(child.stdin.take());
+        assert!(wait_for(&fd, PollFlags::IN, Duration::from_secs(10)));
+        assert_eq!(reap(&fd).unwrap(), Some(ExitStatus::Exited(7)));
+        assert!(reap(&fd).is_err());
+        assert!(identify(&fd).unwrap_err().is_gone());
+        assert!(signal(&fd, Signal::TERM).unwrap_err().is_gone());
+        assert!(child.wait().is_err(), "it was reaped twice");
+    }
+}

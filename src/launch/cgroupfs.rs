@@ -1,0 +1,357 @@
+//! The backend `cgroupfs`: a directory of cgroup2 for each run, made by ourselves.
+//!
+//! ```text
+//!   <base>/                    guardian below the mount, our own delegated cgroup, or as configured
+//!     <instance key>/          the instance's subtree: nothing else is ever touched
+//!       instance/              the instance itself, so that no run's kill reaches it
+//!       run_0123456789ab/      a run, marked with user.guardian.run = "KEY RUN BOOT"
+//! ```
+//!
+//! Owns the choice of the base, the subtree, the marks, and attaching processes. A directory counts as a run's only if
+//! inode or mark prove it; what cannot be proved is not killed.
+
+use std::fs;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use rustix::buffer::spare_capacity;
+use rustix::fs::{Access, AtFlags, CWD, Mode, XattrFlags, accessat, fgetxattr, fsetxattr, getxattr, mkdirat};
+use rustix::io::Errno;
+
+use super::limits;
+use crate::kernel::cgroup::CgroupDir;
+use crate::kernel::mount::{self, Cgroup2Mount};
+use crate::kernel::{Created, KernelError, process};
+use crate::model::{ProcessId, Resources, RunId};
+
+/// The extended attribute that marks a run's directory. cgroup2 takes `user.` attributes since Linux 5.7.
+const MARK: &str = "user.guardian.run";
+
+/// The directory of the instance itself.
+const INSTANCE: &str = "instance";
+
+/// Present where systemd is PID 1 (`sd_booted(3)`): then the cgroup tree is systemd's, but for what it delegated.
+const SYSTEMD: &str = "/run/systemd/system";
+
+/// How the backend is set up.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The cgroup below which the subtree is made; chosen if none is configured.
+    pub base: Option<PathBuf>,
+    /// Where cgroup2 is mounted; found if none is given.
+    pub mount: Option<Cgroup2Mount>,
+    /// The name of the instance's directory: short, of letters, digits, `-`, `_` and `.`.
+    pub key: String,
+    /// Whether directories are marked by extended attributes.
+    pub use_user_xattrs: bool,
+    /// Whether the instance moves itself into its own directory.
+    pub move_instance: bool,
+}
+
+/// The instance's subtree.
+#[derive(Debug)]
+pub struct Subtree {
+    dir: CgroupDir,
+    mount: Cgroup2Mount,
+    /// The cgroups whose controllers we may enable, the highest first, our own last.
+    chain: Vec<PathBuf>,
+    key: String,
+    boot_id: String,
+    use_user_xattrs: bool,
+}
+
+impl Subtree {
+    /// Makes the subtree, or opens the one of an earlier instance with the same key.
+    pub fn open(options: &Options, boot_id: &str) -> Result<Self, KernelError> {
+        check_key(&options.key)?;
+        let mount = match &options.mount {
+            Some(mount) => mount.clone(),
+            None => mount::find()?,
+        };
+        if mount.read_only {
+            return Err(KernelError::NotDelegated {
+                path: mount.mount_point,
+                why: "cgroup2 is mounted read-only: start the container with a writable one (podman: \
+                      --security-opt unmask=/sys/fs/cgroup; docker: --privileged or --cgroupns=private)"
+                    .into(),
+            });
+        }
+        let owns_tree = rustix::process::geteuid().is_root() && !Path::new(SYSTEMD).exists();
+        let base = match &options.base {
+            Some(base) => base.clone(),
+            None if owns_tree => mount.mount_point.join("guardian"),
+            None => delegated(&mount, &options.key)?,
+        };
+        if mount.cgroup_of(&base).is_none() {
+            return Err(KernelError::NotDelegated {
+                why: format!("it is not below {}, where cgroup2 is mounted", mount.mount_point.display()),
+                path: base,
+            });
+        }
+        let path = base.join(&options.key);
+        fs::DirBuilder::new().recursive(true).mode(0o755).create(&path).map_err(|e| not_delegated(&path, &e))?;
+        let highest = if owns_tree { &mount.mount_point } else { &base };
+        let mut chain: Vec<PathBuf> =
+            path.ancestors().take_while(|a| a.starts_with(highest)).map(Path::to_owned).collect();
+        chain.reverse();
+        let subtree = Self {
+            dir: CgroupDir::open(path)?,
+            mount,
+            chain,
+            key: options.key.clone(),
+            boot_id: boot_id.to_owned(),
+            use_user_xattrs: options.use_user_xattrs,
+        };
+        if options.move_instance {
+            subtree.move_instance()?;
+        }
+        Ok(subtree)
+    }
+
+    /// An instance that was started from inside a run's cgroup would die with it. In a cgroup of its own it does not,
+    /// and none of its processes is in the way of controllers: a cgroup with processes hands none on.
+    fn move_instance(&self) -> Result<(), KernelError> {
+        match mkdirat(&self.dir, INSTANCE, Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(e) => return Err(self.error("make", INSTANCE, e)),
+        }
+        let leaf = self.dir.child(INSTANCE.as_ref())?;
+        leaf.write("cgroup.procs", "0").map_err(|e| KernelError::NotDelegated {
+            path: leaf.path().to_owned(),
+            why: format!(
+                "the instance cannot move there ({e}): writing cgroup.procs needs the right to do so in the cgroup \
+                 that both have in common; start it with `systemd-run --user --scope -p Delegate=yes`, or as root"
+            ),
+        })
+    }
+
+    fn error(&self, op: &'static str, name: &str, errno: Errno) -> KernelError {
+        KernelError::from_errno(op, format!("cgroup {}", self.dir.path().join(name).display()), errno)
+    }
+
+    /// The subtree's directory.
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Makes a run's cgroup, marks it and sets its limits. `Busy` if there is one of that name.
+    pub fn create(&self, run: RunId, resources: &Resources) -> Result<Created<CgroupDir>, KernelError> {
+        let name = run.to_string();
+        match mkdirat(&self.dir, name.as_str(), Mode::from_raw_mode(0o755)) {
+            Ok(()) => {}
+            Err(Errno::EXIST) => return Err(self.error("make", &name, Errno::BUSY)),
+            Err(e) => return Err(self.error("make", &name, e)),
+        }
+        let cgroup = self.dir.child(name.as_ref())?;
+        if self.use_user_xattrs {
+            // Kernels before 5.7 say EOPNOTSUPP. Without the mark the recorded inode alone proves the directory ours.
+            let _ = fsetxattr(&cgroup, MARK, self.mark(run).as_bytes(), XattrFlags::empty());
+        }
+        let notices = limits::apply(&self.chain, &cgroup, resources);
+        Ok(Created { cgroup, notices })
+    }
+
+    /// Opens the cgroup of a run from an earlier instance, if inode or mark prove that it is that one.
+    pub fn reopen(&self, run: RunId, inode: Option<u64>) -> Result<CgroupDir, KernelError> {
+        let cgroup = self.dir.child(run.to_string().as_ref())?;
+        let not_ours = |why| KernelError::NotOurs { what: format!("cgroup {}", cgroup.path().display()), why };
+        if let Some(inode) = inode.filter(|i| *i != cgroup.inode()) {
+            return Err(not_ours(format!("its inode is {}, not {inode}", cgroup.inode())));
+        }
+        let found = if self.use_user_xattrs { read_mark(&cgroup) } else { None };
+        match found {
+            Some(found) if found != self.mark(run).as_bytes() => {
+                Err(not_ours(format!("it is marked {:?}", String::from_utf8_lossy(&found))))
+            }
+            None if inode.is_none() => Err(not_ours("it has no mark, and its inode was not recorded".to_owned())),
+            _ => Ok(cgroup),
+        }
+    }
+
+    /// The boot id is part of the mark because run ids and inodes say nothing across a reboot.
+    fn mark(&self, run: RunId) -> String {
+        format!("{} {run} {}", self.key, self.boot_id)
+    }
+
+    /// The runs that have a directory here.
+    pub fn list(&self) -> Result<Vec<RunId>, KernelError> {
+        let names = self.dir.children()?;
+        let mut runs: Vec<RunId> = names.iter().filter_map(|n| n.to_str().ok()?.parse().ok()).collect();
+        runs.sort();
+        Ok(runs)
+    }
+
+    /// The name of a run's cgroup in `/proc/PID/cgroup`.
+    pub fn name_of(&self, cgroup: &CgroupDir) -> Result<PathBuf, KernelError> {
+        self.mount.cgroup_of(cgroup.path()).ok_or_else(|| KernelError::NotDelegated {
+            path: cgroup.path().to_owned(),
+            why: format!("it is not below the mount of cgroup2 at {}", self.mount.mount_point.display()),
+        })
+    }
+
+    /// Moves a process into a run's cgroup, and checks that it is that process and that it is there.
+    pub fn attach(&self, cgroup: &CgroupDir, id: ProcessId, pidfd: impl AsFd) -> Result<(), KernelError> {
+        cgroup.verify()?;
+        let what = || format!("process {}", id.pid);
+        let pidfd = pidfd.as_fd();
+        let alive = || match process::has_exited(pidfd) {
+            true => Err(KernelError::Gone { what: what() }),
+            false => Ok(()),
+        };
+        let wanted = self.name_of(cgroup)?;
+        // cgroup.procs takes a number and nothing else. Alive before and after the write, the process kept its pid in
+        // between, so the number was its own. One that began its life in the cgroup need not be moved.
+        alive()?;
+        if process::cgroup(id.pid)? != wanted {
+            cgroup.write("cgroup.procs", &id.pid.to_string())?;
+        }
+        let found = process::cgroup(id.pid)?;
+        if process::stat(id.pid)?.start_ticks != id.start_ticks {
+            return Err(KernelError::NotOurs { what: what(), why: "it started at another time".into() });
+        }
+        // Last, so that all of the above was read of this process and not of a later one with its pid.
+        alive()?;
+        match found == wanted {
+            true => Ok(()),
+            false => Err(KernelError::NotOurs {
+                what: what(),
+                why: format!("it is in cgroup {}, not {}", found.display(), wanted.display()),
+            }),
+        }
+    }
+}
+
+fn read_mark(cgroup: &CgroupDir) -> Option<Vec<u8>> {
+    let mut mark = Vec::with_capacity(256);
+    fgetxattr(cgroup, MARK, spare_capacity(&mut mark)).ok()?;
+    Some(mark)
+}
+
+/// The key is a directory's name beside those of other instances, and a word of the mark.
+fn check_key(key: &str) -> Result<(), KernelError> {
+    let fine = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
+    match !key.is_empty() && key.len() <= 64 && !key.starts_with('.') && key.bytes().all(fine) {
+        true => Ok(()),
+        false => Err(KernelError::Io {
+            op: "use",
+            what: format!("instance key {:?}", key.chars().take(70).collect::<String>()),
+            source: io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "it must be 1 to 64 letters, digits, '-', '_' or '.', and not begin with '.'",
+            ),
+        }),
+    }
+}
+
+/// Our own cgroup, if it was handed to us.
+fn delegated(mount: &Cgroup2Mount, key: &str) -> Result<PathBuf, KernelError> {
+    let name = process::cgroup(std::process::id())?;
+    let own = mount.directory_of(&base_of(&name, key)).ok_or_else(|| KernelError::NotDelegated {
+        path: mount.mount_point.clone(),
+        why: format!("our own cgroup {} is outside of what is mounted there", name.display()),
+    })?;
+    let refuse = |why: String| Err(KernelError::NotDelegated { path: own.clone(), why });
+    if rustix::process::geteuid().is_root() {
+        // Root may write anywhere, but systemd moves and removes what it finds in cgroups that it did not delegate.
+        return match has_delegate_mark(&own) {
+            true => Ok(own),
+            false => refuse(
+                "the cgroup tree belongs to systemd, which did not delegate this cgroup: start the instance as a unit \
+                 with Delegate=yes (`systemd-run --scope -p Delegate=yes guardiand …`)"
+                    .into(),
+            ),
+        };
+    }
+    // Making a directory is not enough: moving a process asks for the right to write cgroup.procs of the cgroup that
+    // it comes from, or of one above both.
+    for file in ["", "cgroup.procs"] {
+        if let Err(e) = accessat(CWD, own.join(file), Access::WRITE_OK, AtFlags::EACCESS) {
+            return refuse(format!(
+                "we may not write there ({e}): start the instance with `systemd-run --user --scope -p Delegate=yes`, \
+                 or name a cgroup that was delegated to you in the configuration"
+            ));
+        }
+    }
+    Ok(own)
+}
+
+/// An instance that is already in its own subtree, or in a run of it, makes no subtree within it.
+fn base_of(cgroup: &Path, key: &str) -> PathBuf {
+    let inner = cgroup.ancestors().find(|a| a.file_name().is_some_and(|n| n == key));
+    inner.and_then(Path::parent).unwrap_or(cgroup).to_owned()
+}
+
+/// systemd marks what it delegates: `trusted.delegate` since 236, `user.delegate` since 251.
+fn has_delegate_mark(path: &Path) -> bool {
+    ["user.delegate", "trusted.delegate"].iter().any(|name| {
+        let mut value = Vec::with_capacity(8);
+        getxattr(path, *name, spare_capacity(&mut value)).is_ok() && value == b"1"
+    })
+}
+
+fn not_delegated(path: &Path, error: &io::Error) -> KernelError {
+    KernelError::NotDelegated {
+        path: path.to_owned(),
+        why: format!(
+            "{error}; name a cgroup below the mount of cgroup2 that you may write to in the configuration, \
+             or start the instance as root"
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_instance_in_its_own_subtree_makes_no_subtree_within() {
+        let cases = [
+            ("/user/app", "/user/app"),
+            ("/user/app/u0/instance", "/user/app"),
+            ("/user/app/u0/run_000000000001/sub", "/user/app"),
+            ("/u0", "/"),
+            ("/", "/"),
+        ];
+        for (own, base) in cases {
+            assert_eq!(base_of(Path::new(own), "u0"), Path::new(base), "{own}");
+        }
+    }
+
+    #[test]
+    fn a_key_is_one_plain_directory_name() {
+        for good in ["system", "u1000", "private-3f.a_b"] {
+            check_key(good).unwrap();
+        }
+        for bad in ["", ".", "..", ".x", "a/b", "a b", "é", &"k".repeat(65)] {
+            assert!(check_key(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_base_outside_of_the_mount_is_refused_before_anything_is_made() {
+        let tmp = tempfile::tempdir().unwrap();
+        let base = tmp.path().join("base");
+        let mount = Cgroup2Mount { mount_point: "/cg".into(), root: "/".into(), read_only: false };
+        let options = Options {
+            base: Some(base.clone()),
+            mount: Some(mount),
+            key: "test".into(),
+            use_user_xattrs: true,
+            move_instance: false,
+        };
+        let error = Subtree::open(&options, "boot").unwrap_err().to_string();
+        assert!(error.contains("not below /cg"), "{error}");
+        assert!(!base.exists());
+    }
+
+    #[test]
+    fn a_read_only_mount_is_refused_with_a_way_out() {
+        let mount = Cgroup2Mount { mount_point: "/cg".into(), root: "/".into(), read_only: true };
+        let options =
+            Options { base: None, mount: Some(mount), key: "test".into(), use_user_xattrs: true, move_instance: false };
+        let error = Subtree::open(&options, "boot").unwrap_err().to_string();
+        assert!(error.contains("read-only") && error.contains("start the container"), "{error}");
+    }
+}

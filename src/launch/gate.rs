@@ -1,0 +1,367 @@
+//! The gated launch: a child that exists, and can be contained, before it executes anything of the run's.
+//!
+//! ```text
+//!   parent                                child
+//!   fork ───────────────────────────────▶ waits at the gate: a pipe
+//!   pidfd, start time
+//!   … the child is moved into the run's cgroup, and seen there …
+//!   open(): one byte ───────────────────▶ execve
+//!   reads the report: its end means that ◀─ the report's descriptor is close-on-exec
+//!   the command runs, an errno that not
+//! ```
+//!
+//! The client of a foreground run uses [`foreground`] and the instance [`detached`]; both give a [`Gated`]. Dropped
+//! unopened, or with the parent dead, the gate's pipe ends and the child exits without executing anything.
+
+use std::ffi::{CString, OsStr};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use super::fork::{Detached, Plan, fork_gated};
+use crate::kernel::{Exec, KernelError, process};
+use crate::model::ProcessId;
+
+/// Where commands are looked for when the environment has no PATH: the default of the C library's execvp.
+const DEFAULT_PATH: &[u8] = b"/bin:/usr/bin";
+
+/// Why a command was not executed.
+#[derive(Debug, thiserror::Error)]
+pub enum ExecError {
+    /// No such command.
+    #[error("command not found: {0}")]
+    NotFound(String),
+    /// There is one, and the kernel refused it.
+    #[error("cannot execute {command}: {source}")]
+    Refused {
+        /// The command.
+        command: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+impl ExecError {
+    /// The exit status that a shell gives: 127 for a command that is not found, 126 for one that is refused.
+    pub fn exit_status(&self) -> i32 {
+        match self {
+            ExecError::NotFound(_) => exit_status_of(Errno::NOENT.raw_os_error()),
+            ExecError::Refused { source, .. } => exit_status_of(source.raw_os_error().unwrap_or_default()),
+        }
+    }
+}
+
+impl From<ExecError> for KernelError {
+    fn from(error: ExecError) -> Self {
+        let (what, source) = match error {
+            ExecError::NotFound(command) => (command, io::Error::new(io::ErrorKind::NotFound, "command not found")),
+            ExecError::Refused { command, source } => (command, source),
+        };
+        KernelError::Io { op: "execute", what, source }
+    }
+}
+
+pub(super) const fn exit_status_of(errno: i32) -> i32 {
+    if errno == nix::libc::ENOENT { 127 } else { 126 }
+}
+
+/// A child behind its gate, or past it.
+#[derive(Debug)]
+pub struct Gated {
+    pidfd: OwnedFd,
+    id: ProcessId,
+    command: String,
+    gate: Option<Gate>,
+}
+
+/// A closed gate, and where the child reports that it could not execute its command.
+#[derive(Debug)]
+pub struct Gate {
+    command: String,
+    entrance: OwnedFd,
+    report: OwnedFd,
+}
+
+impl Gate {
+    /// Lets the child execute its command, and waits until it has, or could not. With a timeout, a child that takes
+    /// longer (its cgroup is frozen, its file on a network that hangs) is taken to run: its exit will tell.
+    pub fn open(self, timeout: Option<Duration>) -> Result<(), ExecError> {
+        // EPIPE says that the child was killed at the gate, which its exit tells too.
+        let _ = rustix::io::write(&self.entrance, &[1]);
+        drop(self.entrance);
+        let mut fds = [PollFd::new(&self.report, PollFlags::IN)];
+        let timeout = timeout.map(|t| Timespec { tv_sec: t.as_secs() as i64, tv_nsec: t.subsec_nanos().into() });
+        while let Err(Errno::INTR) = poll(&mut fds, timeout.as_ref()) {}
+        if fds[0].revents().is_empty() {
+            return Ok(());
+        }
+        let mut errno = [0; 4];
+        match rustix::io::read(&self.report, &mut errno) {
+            Ok(4) => Err(match i32::from_ne_bytes(errno) {
+                nix::libc::ENOENT => ExecError::NotFound(self.command),
+                errno => ExecError::Refused { command: self.command, source: io::Error::from_raw_os_error(errno) },
+            }),
+            // The end of the pipe: execve closed it.
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Gated {
+    /// Its pidfd.
+    pub fn pidfd(&self) -> &OwnedFd {
+        &self.pidfd
+    }
+
+    /// Its pid and start time.
+    pub fn id(&self) -> ProcessId {
+        self.id
+    }
+
+    /// Lets it execute its command; see [`Gate::open`]. Opened before: nothing.
+    pub fn open(&mut self, timeout: Option<Duration>) -> Result<(), ExecError> {
+        self.gate.take().map_or(Ok(()), |gate| gate.open(timeout))
+    }
+
+    /// Its parts: the pidfd, the id, and the gate if it is still closed.
+    pub fn into_parts(self) -> (OwnedFd, ProcessId, Option<Gate>) {
+        (self.pidfd, self.id, self.gate)
+    }
+
+    /// The command, as text for people.
+    pub fn command(&self) -> &str {
+        &self.command
+    }
+}
+
+/// Starts a command behind a gate for the client of a foreground run: same terminal, process group, environment,
+/// directory and descriptors, so that job control and pipes work as if the client were not there. To be called before
+/// the client starts any thread.
+pub fn foreground(argv: &[Vec<u8>]) -> Result<Gated, KernelError> {
+    let env = std::env::vars_os().map(|(key, value)| [key.as_bytes(), b"=", value.as_bytes()].concat()).collect();
+    launch(argv, env, None, None)
+}
+
+/// Starts a command behind a gate for a detached run: a session of its own, nothing of the caller's but the umask.
+/// `nofile` are the limits of open descriptors to give it. Where the kernel can do so, it begins in `cgroup`.
+pub fn detached(exec: &Exec, nofile: Option<(u64, u64)>, cgroup: Option<BorrowedFd<'_>>) -> Result<Gated, KernelError> {
+    let open = |path: &Path, flags: OFlags| {
+        rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR).map_err(|e| KernelError::Io {
+            op: "open",
+            what: path.display().to_string(),
+            source: e.into(),
+        })
+    };
+    let detached = Detached {
+        stdin: open(Path::new("/dev/null"), OFlags::RDONLY)?,
+        // Appended to, so that the log can be capped from its beginning while it is written.
+        output: open(&exec.log, OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::NOFOLLOW)?,
+        cwd: open(Path::new(OsStr::from_bytes(&exec.cwd)), OFlags::PATH | OFlags::DIRECTORY)?,
+        nofile,
+    };
+    launch(&exec.argv, exec.env.clone(), Some(detached), cgroup)
+}
+
+fn launch(
+    argv: &[Vec<u8>],
+    env: Vec<Vec<u8>>,
+    detached: Option<Detached>,
+    cgroup: Option<BorrowedFd<'_>>,
+) -> Result<Gated, KernelError> {
+    let failed = |op: &'static str| move |e: Errno| KernelError::Io { op, what: "a child".into(), source: e.into() };
+    let command = argv.first().map(|c| String::from_utf8_lossy(c).into_owned()).unwrap_or_default();
+    let path = env.iter().find_map(|e| e.strip_prefix(b"PATH=")).unwrap_or(DEFAULT_PATH);
+    let candidates = candidates(argv.first().map(Vec::as_slice).unwrap_or_default(), path);
+    let (gate, entrance) = pipe_with(PipeFlags::CLOEXEC).map_err(failed("make a gate for"))?;
+    let (report, reports) = pipe_with(PipeFlags::CLOEXEC).map_err(failed("make a report for"))?;
+    let plan = Plan {
+        candidates: c_strings(candidates)?,
+        argv: c_strings(argv.to_vec())?,
+        env: c_strings(env)?,
+        gate,
+        report: reports,
+        parents_ends: [entrance.as_raw_fd(), report.as_raw_fd()],
+        detached,
+        cgroup: cgroup.map(|fd| fd.as_raw_fd()),
+    };
+    let pid = fork_gated(&plan).map_err(failed("fork"))?;
+    // Ours until we reap it: the pid cannot be another's. The plan is dropped with the child's ends.
+    drop(plan);
+    let pidfd = process::open(pid)?;
+    let id = ProcessId { pid, start_ticks: process::stat(pid)?.start_ticks };
+    Ok(Gated { pidfd, id, command: command.clone(), gate: Some(Gate { command, entrance, report }) })
+}
+
+/// What execvp would try: the name itself if it has a slash, else that name in each directory of PATH, where an empty
+/// one is the working directory.
+fn candidates(name: &[u8], path: &[u8]) -> Vec<Vec<u8>> {
+    if name.is_empty() {
+        return Vec::new();
+    }
+    if name.contains(&b'/') {
+        return vec![name.to_vec()];
+    }
+    let directories = path.split(|b| *b == b':').map(|d| if d.is_empty() { &b"."[..] } else { d });
+    directories.map(|d| [d, b"/", name].concat()).collect()
+}
+
+fn c_strings(strings: Vec<Vec<u8>>) -> Result<Vec<CString>, KernelError> {
+    let convert = |s: Vec<u8>| {
+        CString::new(s).map_err(|e| KernelError::Io {
+            op: "pass on",
+            what: std::ffi::OsString::from_vec(e.clone().into_vec()).to_string_lossy().chars().take(40).collect(),
+            source: io::Error::new(io::ErrorKind::InvalidInput, "it holds a NUL byte"),
+        })
+    };
+    strings.into_iter().map(convert).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+    use std::time::Instant;
+
+    use super::*;
+    use crate::model::ExitStatus;
+
+    fn exec(dir: &Path, argv: &[&str]) -> Exec {
+        Exec {
+            argv: argv.iter().map(|a| a.as_bytes().to_vec()).collect(),
+            env: vec![b"PATH=/usr/bin:/bin".to_vec(), b"MARK=here".to_vec()],
+            cwd: dir.as_os_str().as_bytes().to_vec(),
+            log: dir.join("log"),
+        }
+    }
+
+    fn reaped(gated: &Gated) -> ExitStatus {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            if let Some(status) = process::reap(gated.pidfd()).unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "the child does not end");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn run(dir: &Path, argv: &[&str]) -> (ExitStatus, String) {
+        let mut gated = detached(&exec(dir, argv), None, None).unwrap();
+        gated.open(None).unwrap();
+        (reaped(&gated), fs::read_to_string(dir.join("log")).unwrap())
+    }
+
+    #[test]
+    fn the_command_has_its_directory_environment_and_log_and_a_session_of_its_own() {
+        let tmp = tempfile::tempdir().unwrap();
+        let script = "pwd; echo $MARK $HOME; cat; ps -o sid= -p $$ | tr -d ' '; echo $$; exit 3";
+        let (status, log) = run(tmp.path(), &["sh", "-c", script]);
+        assert_eq!(status, ExitStatus::Exited(3));
+        let lines: Vec<&str> = log.lines().collect();
+        assert_eq!(lines[0], tmp.path().canonicalize().unwrap().to_str().unwrap());
+        assert_eq!(lines[1], "here");
+        assert_eq!(lines[2], lines[3], "the session is not its own");
+        assert_eq!(fs::metadata(tmp.path().join("log")).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn nothing_of_ours_is_open_in_the_command_and_signals_are_default() {
+        let tmp = tempfile::tempdir().unwrap();
+        // Not close-on-exec: what a careless library might leave open.
+        let leak = rustix::fs::open("/dev/null", OFlags::RDONLY, Mode::empty()).unwrap();
+        let script = "ls /proc/self/fd; grep -E '^Sig(Blk|Ign)' /proc/self/status";
+        let (_, log) = run(tmp.path(), &["sh", "-c", script]);
+        drop(leak);
+        let mut lines = log.lines();
+        // The fourth is the directory that ls itself has open.
+        assert_eq!(lines.by_ref().take(4).collect::<Vec<_>>(), ["0", "1", "2", "3"], "{log}");
+        for line in lines {
+            let mask = u64::from_str_radix(line.rsplit('\t').next().unwrap(), 16).unwrap();
+            // Signals 32 and 33 are the C library's own and stay as whoever started the tests left them.
+            assert_eq!(mask & !(3 << 31), 0, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_closed_gate_executes_nothing() {
+        let tmp = tempfile::tempdir().unwrap();
+        let gated = detached(&exec(tmp.path(), &["touch", "executed"]), None, None).unwrap();
+        let (pidfd, id, gate) = gated.into_parts();
+        drop(gate);
+        let gated = Gated { pidfd, id, command: String::new(), gate: None };
+        assert_eq!(reaped(&gated), ExitStatus::Exited(125));
+        assert!(!tmp.path().join("executed").exists());
+    }
+
+    #[test]
+    fn a_gate_is_not_kept_open_by_a_child_forked_later() {
+        let tmp = tempfile::tempdir().unwrap();
+        let first = detached(&exec(tmp.path(), &["true"]), None, None).unwrap();
+        let mut second = detached(&exec(tmp.path(), &["true"]), None, None).unwrap();
+        let (pidfd, id, gate) = first.into_parts();
+        drop(gate);
+        let first = Gated { pidfd, id, command: String::new(), gate: None };
+        assert_eq!(reaped(&first), ExitStatus::Exited(125));
+        second.open(None).unwrap();
+        assert_eq!(reaped(&second), ExitStatus::Exited(0));
+    }
+
+    #[test]
+    fn a_foreground_command_is_in_its_clients_process_group_and_session() {
+        let script = b"[ $(ps -o pgid= -p $$) = $1 ] && exit 5".to_vec();
+        let group = rustix::process::getpgrp().as_raw_nonzero().to_string();
+        let argv = [b"sh".to_vec(), b"-c".to_vec(), script, b"sh".to_vec(), group.into_bytes()];
+        let mut gated = foreground(&argv).unwrap();
+        assert_eq!(gated.command(), "sh");
+        gated.open(None).unwrap();
+        assert_eq!(reaped(&gated), ExitStatus::Exited(5));
+        gated.open(None).unwrap();
+    }
+
+    #[test]
+    fn a_missing_command_is_named() {
+        let tmp = tempfile::tempdir().unwrap();
+        for (argv, expected, status) in [
+            ("no-such-command", "command not found: no-such-command", 127),
+            ("/etc", "cannot execute /etc: Permission denied (os error 13)", 126),
+        ] {
+            let mut gated = detached(&exec(tmp.path(), &[argv]), None, None).unwrap();
+            let error = gated.open(None).unwrap_err();
+            assert_eq!((error.to_string().as_str(), error.exit_status()), (expected, status));
+            assert_eq!(reaped(&gated), ExitStatus::Exited(status));
+        }
+    }
+
+    #[test]
+    fn a_file_without_an_interpreter_line_is_a_shell_script() {
+        let tmp = tempfile::tempdir().unwrap();
+        let script = tmp.path().join("script");
+        fs::write(&script, "echo \"$0 $1\"\n").unwrap();
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+        let (status, log) = run(tmp.path(), &["./script", "argument"]);
+        assert_eq!((status, log.as_str()), (ExitStatus::Exited(0), "./script argument\n"));
+    }
+
+    #[test]
+    fn a_directory_that_does_not_exist_fails_before_anything_is_forked() {
+        let tmp = tempfile::tempdir().unwrap();
+        let exec = Exec { cwd: b"/no/such/directory".to_vec(), ..exec(tmp.path(), &["true"]) };
+        let error = detached(&exec, None, None).unwrap_err().to_string();
+        assert!(error.contains("/no/such/directory"), "{error}");
+    }
+
+    #[test]
+    fn a_name_is_looked_for_as_execvp_does() {
+        let text = |c: Vec<Vec<u8>>| c.into_iter().map(|c| String::from_utf8(c).unwrap()).collect::<Vec<_>>();
+        assert_eq!(text(candidates(b"ls", b"/bin::/x")), ["/bin/ls", "./ls", "/x/ls"]);
+        assert_eq!(text(candidates(b"./ls", b"/bin")), ["./ls"]);
+        assert!(candidates(b"", b"/bin").is_empty());
+    }
+}

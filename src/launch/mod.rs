@@ -1,0 +1,9 @@
+//! How a command is started behind a closed gate, and what contains it.
+//!
+//! Owns the gated launch (`gate`, with the fork itself in `fork`) and the backend `cgroupfs`. A launch decides nothing:
+//! who opens the gate, and when, is the engine's.
+
+pub mod cgroupfs;
+mod fork;
+pub mod gate;
+mod limits;

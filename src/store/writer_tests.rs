@@ -1,0 +1,309 @@
+use std::io::Write as _;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Mutex;
+
+use super::*;
+use crate::store::testing::{FOR_EVER, batch, event, intent, open, run_id, write_finished, write_live};
+use crate::store::{Reader, Store, Verification, Write};
+
+fn ticketed(n: u32) -> Batch {
+    Batch { writes: vec![event(n), Write::KillIntent(intent(n))], ticket: Some(u64::from(n)) }
+}
+
+fn start(dir: &Path) -> (Writer, Reader, Receiver<Notice>) {
+    let store = open(dir);
+    let reader = store.reader().unwrap();
+    let (sender, notices) = mpsc::channel();
+    let sink = Box::new(move |notice| drop(sender.send(notice)));
+    (store.into_writer(FOR_EVER, sink, None).unwrap(), reader, notices)
+}
+
+fn next(notices: &Receiver<Notice>) -> Notice {
+    notices.recv_timeout(Duration::from_secs(20)).unwrap()
+}
+
+fn rows(reader: &Reader) -> u64 {
+    match reader.verify().unwrap() {
+        Verification::Intact { rows, .. } => rows,
+        broken => panic!("{broken:?}"),
+    }
+}
+
+/// A worker without its thread, and what it told.
+fn worker(dir: &Path) -> (Worker, Arc<Mutex<Vec<Notice>>>) {
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let sink = told.clone();
+    let notices = Box::new(move |notice| sink.lock().unwrap().push(notice));
+    (Worker::new(open(dir).into_connection(), dir.join("guardian.db-suspect"), FOR_EVER, notices, None), told)
+}
+
+#[test]
+fn a_ticket_is_answered_when_its_batch_is_on_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let (writer, reader, notices) = start(dir.path());
+    for n in 1..=3 {
+        writer.submit(ticketed(n)).unwrap();
+        assert_eq!(next(&notices), Notice::Recorded(u64::from(n)));
+        assert_eq!(rows(&reader), u64::from(n));
+    }
+    writer.stop().unwrap();
+}
+
+#[test]
+fn a_clean_stop_writes_everything_and_leaves_one_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let (writer, reader, _notices) = start(dir.path());
+    drop(reader);
+    for n in 0..500 {
+        writer.submit(batch([event(n), write_live(n)])).unwrap();
+    }
+    writer.stop().unwrap();
+    assert!(!dir.path().join("guardian.db-wal").exists(), "the next open would take this for a crash");
+    assert_eq!(rows(&open(dir.path()).reader().unwrap()), 500);
+}
+
+#[test]
+fn committed_rows_go_to_the_journal_in_order_as_they_are_in_the_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let reader = store.reader().unwrap();
+    let (sender, journal) = mpsc::channel();
+    let sink = Box::new(move |row: &AuditRow| drop(sender.send(row.clone())));
+    let writer = store.into_writer(FOR_EVER, Box::new(|_| {}), Some(sink)).unwrap();
+    for n in 1..=20 {
+        writer.submit(batch([event(n)])).unwrap();
+    }
+    writer.stop().unwrap();
+    assert_eq!(journal.iter().collect::<Vec<_>>(), reader.events(0, 100, None).unwrap());
+}
+
+#[test]
+fn what_waits_is_committed_together() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut worker, told) = worker(dir.path());
+    worker.pending.extend((1..=10).map(ticketed));
+    worker.unwritten.store(10, Ordering::Relaxed);
+    let before: i64 = worker.conn.query_row("PRAGMA data_version", [], |r| r.get(0)).unwrap();
+    let other = schema_reader(dir.path());
+    let version = |c: &Connection| c.query_row("PRAGMA data_version", [], |r| r.get::<_, i64>(0)).unwrap();
+    let seen = version(&other);
+    worker.turn(Instant::now());
+    assert_eq!(version(&other), seen + 1, "one commit seen from another connection");
+    assert_eq!(before, version(&worker.conn));
+    assert_eq!(*told.lock().unwrap(), (1..=10).map(Notice::Recorded).collect::<Vec<_>>());
+    assert_eq!(worker.unwritten.load(Ordering::Relaxed), 0);
+}
+
+fn schema_reader(dir: &Path) -> Connection {
+    Connection::open(dir.join("guardian.db")).unwrap()
+}
+
+#[test]
+fn a_full_disk_loses_nothing_and_is_told_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut worker, told) = worker(dir.path());
+    worker.turn(Instant::now());
+    let pages: i64 = worker.conn.query_row("PRAGMA page_count", [], |r| r.get(0)).unwrap();
+    let allow = |worker: &Worker, pages: i64| {
+        worker.conn.query_row(&format!("PRAGMA max_page_count = {pages}"), [], |_| Ok(())).unwrap();
+    };
+    allow(&worker, pages);
+    worker.pending.extend((1..=100).map(ticketed));
+    worker.unwritten.store(100, Ordering::Relaxed);
+    let begun = Instant::now();
+    worker.turn(begun);
+    let notices = std::mem::take(&mut *told.lock().unwrap());
+    assert_eq!(notices.len(), 101, "{notices:?}");
+    assert!(matches!(&notices[0], Notice::Failed(1, why) if why.contains("full") && why.contains("free space")));
+    assert!(matches!(&notices[100], Notice::Troubled(_)));
+
+    // Tried again when it is time, and told no more; a later batch is told at once.
+    worker.turn(begun + RETRY);
+    worker.pending.push_back(ticketed(101));
+    worker.unwritten.store(101, Ordering::Relaxed);
+    worker.turn(begun + RETRY);
+    assert!(matches!(told.lock().unwrap()[..], [Notice::Failed(101, _)]));
+    told.lock().unwrap().clear();
+
+    allow(&worker, 1_000_000);
+    worker.turn(begun + RETRY + RETRY / 2);
+    assert!(told.lock().unwrap().is_empty(), "not before its time");
+    worker.turn(begun + 2 * RETRY);
+    let expected: Vec<_> = (1..=101).map(Notice::Recorded).chain([Notice::Recovered]).collect();
+    assert_eq!(*told.lock().unwrap(), expected);
+    drop(worker);
+    let reader = open(dir.path()).reader().unwrap();
+    let log: Vec<_> = reader.events(0, 1000, None).unwrap().into_iter().map(|row| row.event.run).collect();
+    assert_eq!(log, (1..=101).map(|n| Some(run_id(n))).collect::<Vec<_>>(), "all of them, in order");
+    assert_eq!(rows(&reader), 101);
+}
+
+/// A filesystem of 2 MiB, unmounted at the end.
+struct Tmpfs(tempfile::TempDir);
+
+impl Tmpfs {
+    fn mount() -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=2m", "tmpfs"]).arg(dir.path()).status();
+        mounted.is_ok_and(|status| status.success()).then(|| Self(dir))
+    }
+
+    fn fill(&self) {
+        let mut file = File::create(self.0.path().join("filler")).unwrap();
+        while file.write_all(&[0; 512]).is_ok() {}
+    }
+
+    fn free(&self) {
+        std::fs::remove_file(self.0.path().join("filler")).unwrap();
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
+    }
+}
+
+#[test]
+fn a_filesystem_without_space_is_trouble_until_there_is_some() {
+    let Some(disk) = Tmpfs::mount() else {
+        assert!(std::env::var_os("CI").is_none(), "CI must be able to mount a tmpfs");
+        eprintln!("NOT RUN: a tmpfs cannot be mounted here");
+        return;
+    };
+    let dir = disk.0.path().join("state");
+    let (writer, reader, notices) = start(&dir);
+    writer.submit(ticketed(1)).unwrap();
+    assert_eq!(next(&notices), Notice::Recorded(1));
+    disk.fill();
+    for n in 2..=400 {
+        writer.submit(ticketed(n)).unwrap();
+    }
+    let mut seen = Vec::new();
+    while !matches!(seen.last(), Some(Notice::Troubled(_))) {
+        seen.push(next(&notices));
+    }
+    assert!(matches!(&seen[seen.len() - 2], Notice::Failed(_, why) if why.contains("free space")), "{seen:?}");
+    disk.free();
+    while seen.last() != Some(&Notice::Recovered) {
+        seen.push(next(&notices));
+    }
+    assert_eq!(seen.iter().filter(|notice| matches!(notice, Notice::Recorded(_))).count(), 399);
+    assert_eq!(rows(&reader), 400);
+    writer.stop().unwrap();
+    drop(reader);
+
+    // A database on a full disk may be refused. It is not damaged.
+    disk.fill();
+    if let Ok(opened) = Store::open(&dir) {
+        assert_eq!(opened.set_aside, None);
+    }
+    disk.free();
+    assert_eq!(rows(&open(&dir).reader().unwrap()), 400);
+}
+
+#[test]
+fn a_held_database_is_trouble_until_it_is_let_go() {
+    let dir = tempfile::tempdir().unwrap();
+    let (writer, reader, notices) = start(dir.path());
+    let other = schema_reader(dir.path());
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    writer.submit(ticketed(1)).unwrap();
+    assert!(matches!(next(&notices), Notice::Failed(1, _)));
+    assert!(matches!(next(&notices), Notice::Troubled(why) if why.contains("another program holds the database")));
+    other.execute_batch("ROLLBACK").unwrap();
+    assert_eq!(next(&notices), Notice::Recorded(1));
+    assert_eq!(next(&notices), Notice::Recovered);
+    assert_eq!(rows(&reader), 1);
+    writer.stop().unwrap();
+}
+
+#[test]
+fn beyond_the_bound_batches_are_refused_and_those_accepted_are_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let (writer, reader, notices) = start(dir.path());
+    let other = schema_reader(dir.path());
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let mut accepted = 0;
+    let until = Instant::now() + Duration::from_secs(20);
+    while accepted < MOST && Instant::now() < until {
+        match writer.submit(batch([event(accepted as u32)])) {
+            Ok(()) => accepted += 1,
+            // The channel is full while the thread waits for the database.
+            Err(_) => thread::sleep(Duration::from_millis(5)),
+        }
+    }
+    assert_eq!(accepted, MOST);
+    assert!(writer.submit(batch([event(0)])).is_err());
+    other.execute_batch("ROLLBACK").unwrap();
+    assert!(matches!(next(&notices), Notice::Troubled(_)));
+    assert_eq!(next(&notices), Notice::Recovered);
+    assert_eq!(rows(&reader), MOST as u64);
+    writer.submit(batch([event(0)])).unwrap();
+    writer.stop().unwrap();
+}
+
+#[test]
+fn a_stop_while_writing_fails_ends_in_time_and_says_what_is_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let (writer, _reader, notices) = start(dir.path());
+    let other = schema_reader(dir.path());
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    writer.submit(ticketed(1)).unwrap();
+    assert!(matches!(next(&notices), Notice::Failed(1, _)));
+    let begun = Instant::now();
+    assert!(matches!(writer.stop(), Err(StoreError::Unwritten(1))));
+    assert!(begun.elapsed() < Duration::from_secs(6));
+}
+
+#[test]
+fn retention_runs_at_the_start_and_tells_the_journal() {
+    let dir = tempfile::tempdir().unwrap();
+    crate::store::testing::write(dir.path(), (1..=3).flat_map(|n| [write_finished(n), event(n)]));
+    let store = open(dir.path());
+    let reader = store.reader().unwrap();
+    let (sender, journal) = mpsc::channel();
+    let sink = Box::new(move |row: &AuditRow| drop(sender.send(row.clone())));
+    let retention = Retention { max_age: Some(Duration::from_secs(1)), max_bytes: None };
+    let writer = store.into_writer(retention, Box::new(|_| {}), Some(sink)).unwrap();
+    let row = journal.recv_timeout(Duration::from_secs(20)).unwrap();
+    assert_eq!((row.seq, row.event.kind.as_str()), (4, "audit_pruned"));
+    writer.stop().unwrap();
+    assert!(!reader.exists(run_id(1)).unwrap());
+}
+
+/// Not a promise but numbers for people: `cargo test -- --ignored --nocapture commit_latency`.
+#[test]
+#[ignore = "measures this disk"]
+fn commit_latency() {
+    let dir = tempfile::tempdir_in(".").unwrap();
+    let resident = || {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        status.lines().find(|line| line.starts_with("VmRSS")).unwrap().to_owned()
+    };
+    println!("before: {}", resident());
+    let (writer, _reader, notices) = start(dir.path());
+    let mut times: Vec<_> = (0..2000)
+        .map(|n| {
+            let begun = Instant::now();
+            writer.submit(ticketed(n)).unwrap();
+            assert_eq!(next(&notices), Notice::Recorded(u64::from(n)));
+            begun.elapsed()
+        })
+        .collect();
+    times.sort();
+    println!("submit to Recorded: p50 {:?}, p99 {:?}, max {:?}", times[1000], times[1980], times[1999]);
+    println!("one by one: {}", resident());
+    let begun = Instant::now();
+    let mut sent = 0;
+    while sent < 20_000 {
+        match writer.submit(batch([event(sent)])) {
+            Ok(()) => sent += 1,
+            Err(_) => thread::yield_now(),
+        }
+    }
+    writer.stop().unwrap();
+    println!("20,000 batches: {:?}", begun.elapsed());
+    println!("after the burst: {}", resident());
+}

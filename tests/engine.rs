@@ -1,0 +1,181 @@
+//! The rules of the core, held over random sequences of events: launches, forks, exits, kills, dying clients, a store
+//! that is stuck or fails, an instance that dies and is followed by the next, a cgroup that somebody replaced.
+//!
+//! `ENGINE_SEQUENCES=1000000 cargo test --release --test engine` goes through more of them.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod engine_world;
+
+use std::time::Duration;
+
+use engine_world::{Bench, Op, Store};
+use guardian::model::{ErrorKind, ExitStatus, KillMode, Outcome, Phase, Rule};
+use proptest::prelude::*;
+
+fn ops() -> impl Strategy<Value = Vec<Op>> {
+    let run = 0usize..4;
+    let op = prop_oneof![
+        4 => (any::<bool>(), prop_oneof![Just(0u64), 1u64..20_000], prop_oneof![Just(0u64), 1u64..20_000], 0u64..5_000)
+            .prop_map(|(detached, init, max, grace)| Op::Launch { detached, init_ms: init, max_ms: max, grace_ms: grace }),
+        4 => (run.clone(), any::<bool>()).prop_map(|(run, force)| Op::Kill { run, force }),
+        4 => (run.clone(), any::<bool>(), prop::bool::weighted(0.1))
+            .prop_map(|(run, ignores_term, stuck)| Op::Fork { run, ignores_term, stuck }),
+        3 => (run.clone(), 0i32..4).prop_map(|(run, code)| Op::MainExits { run, code }),
+        2 => run.clone().prop_map(|run| Op::OthersExit { run }),
+        2 => run.clone().prop_map(|run| Op::Report { run }),
+        2 => run.clone().prop_map(|run| Op::ClientDies { run }),
+        2 => run.clone().prop_map(|run| Op::Output { run }),
+        2 => (run.clone(), any::<bool>(), 1u64..10_000).prop_map(|(run, init, ms)| Op::Extend { run, init, ms }),
+        1 => (run.clone(), any::<bool>()).prop_map(|(run, frozen)| Op::Freeze { run, frozen }),
+        8 => prop_oneof![1u64..50, 50u64..700, 700u64..30_000, Just(61_000u64)].prop_map(|ms| Op::Pass { ms }),
+        2 => prop_oneof![Just(Store::Well), Just(Store::Stuck), Just(Store::Failing), Just(Store::Full)].prop_map(Op::Store),
+        1 => (1u32..50).prop_map(|times| Op::BusyRemovals { times }),
+        1 => run.clone().prop_map(|run| Op::Replace { run }),
+        1 => run.prop_map(|run| Op::Unstick { run }),
+        2 => any::<bool>().prop_map(|rebooted| Op::Crash { rebooted }),
+    ];
+    prop::collection::vec(op, 1..40)
+}
+
+fn sequences() -> u32 {
+    std::env::var("ENGINE_SEQUENCES").ok().and_then(|n| n.parse().ok()).unwrap_or(10_000)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: sequences(), failure_persistence: None, max_shrink_iters: 20_000, ..ProptestConfig::default() })]
+
+    /// Every invariant is checked after every step of every sequence; `engine_world` says which and how.
+    #[test]
+    fn the_rules_hold_over_random_sequences(ops in ops()) {
+        let mut bench = Bench::new();
+        for op in ops {
+            bench.apply(op);
+        }
+        bench.settle();
+    }
+}
+
+#[test]
+fn a_run_over_its_max_runtime_gets_sigterm_grace_and_cgroup_kill() {
+    let mut b = Bench::new();
+    let run = b.launch(false, 0, 3_000, 1_000);
+    b.apply(Op::Fork { run: 0, ignores_term: true, stuck: false });
+    b.pass_ms(2_999);
+    assert_eq!(b.phase(run), Some(Phase::Initializing));
+    b.pass_ms(2);
+    assert_eq!(b.phase(run), Some(Phase::Stopping));
+    b.pass_ms(998);
+    assert_eq!(b.phase(run), Some(Phase::Stopping));
+    b.pass_ms(20);
+    let view = b.finished(run).expect("finished");
+    assert_eq!(view.outcome.as_ref().map(Outcome::exit_status), Some(124));
+    let receipt = view.receipt.expect("a receipt");
+    assert_eq!((receipt.terminated, receipt.killed, receipt.survivors), (2, 1, 0));
+}
+
+#[test]
+fn a_run_that_shows_output_is_not_killed_for_initialization_even_at_the_last_moment() {
+    let mut b = Bench::new();
+    let silent = b.launch(true, 1_000, 0, 100);
+    let ready = b.launch(true, 1_000, 0, 100);
+    b.pass_ms(999);
+    b.apply(Op::Output { run: 1 });
+    b.pass_ms(50);
+    assert_eq!(b.phase(ready), Some(Phase::Running));
+    assert_eq!(b.finished(silent).and_then(|v| v.outcome).map(|o| o.exit_status()), Some(124));
+}
+
+#[test]
+fn what_is_left_after_the_main_process_is_ended_and_its_exit_status_kept() {
+    let mut b = Bench::new();
+    let run = b.launch(true, 0, 0, 500);
+    b.apply(Op::Fork { run: 0, ignores_term: true, stuck: false });
+    b.apply(Op::MainExits { run: 0, code: 3 });
+    b.pass_ms(99);
+    assert_eq!(b.phase(run), Some(Phase::Initializing), "they may still go by themselves");
+    b.pass_ms(700);
+    let view = b.finished(run).expect("finished");
+    assert_eq!(view.outcome, Some(Outcome::Exited { code: 3 }));
+    assert_eq!(view.receipt.map(|r| r.killed), Some(1));
+}
+
+#[test]
+fn a_process_that_leaves_by_itself_shortly_after_is_no_leftover() {
+    let mut b = Bench::new();
+    let run = b.launch(true, 0, 0, 500);
+    b.apply(Op::Fork { run: 0, ignores_term: false, stuck: false });
+    b.apply(Op::MainExits { run: 0, code: 0 });
+    b.pass_ms(50);
+    b.apply(Op::OthersExit { run: 0 });
+    let view = b.finished(run).expect("finished");
+    assert_eq!((view.outcome, view.receipt), (Some(Outcome::Exited { code: 0 }), None));
+}
+
+#[test]
+fn kill_requests_are_idempotent_and_force_escalates() {
+    let mut b = Bench::new();
+    let run = b.launch(false, 0, 0, 60_000);
+    b.apply(Op::Fork { run: 0, ignores_term: true, stuck: false });
+    let first = b.kill(run, KillMode::Graceful).unwrap();
+    let second = b.kill(run, KillMode::Graceful).unwrap();
+    assert_eq!(first, second);
+    assert_eq!(b.phase(run), Some(Phase::Stopping));
+    b.kill(run, KillMode::Force).unwrap();
+    b.apply(Op::Report { run: 0 });
+    b.pass_ms(10);
+    assert_eq!(b.finished(run).and_then(|v| v.outcome).map(|o| o.exit_status()), Some(137));
+    assert_eq!(b.kill(run, KillMode::Graceful).unwrap_err().kind, ErrorKind::NoSuchRun);
+}
+
+#[test]
+fn a_stuck_store_delays_a_kill_by_half_a_second_and_no_more() {
+    let mut b = Bench::new();
+    let run = b.launch(true, 0, 1_000, 100);
+    b.apply(Op::Store(Store::Stuck));
+    b.pass_ms(1_499);
+    assert_eq!(b.acts(run), 0, "the intent comes first");
+    b.pass_ms(2);
+    assert_eq!(b.acts(run), 1);
+    assert_eq!(b.journalled(), 1, "the journal has the intent that the store could not take");
+}
+
+#[test]
+fn a_run_that_cannot_die_is_reported_and_never_called_finished() {
+    let mut b = Bench::new();
+    let run = b.launch(true, 0, 0, 0);
+    b.apply(Op::Fork { run: 0, ignores_term: true, stuck: true });
+    b.kill(run, KillMode::Force).unwrap();
+    b.pass_ms(3_600_000);
+    assert_eq!(b.phase(run), Some(Phase::Killing));
+    assert!(b.reasons(run).iter().any(|r| r.rule == Rule::Unkillable));
+    b.apply(Op::Unstick { run: 0 });
+    b.pass_ms(2_000);
+    assert!(b.finished(run).is_some());
+}
+
+#[test]
+fn launches_are_refused_while_the_audit_cannot_be_written() {
+    let mut b = Bench::new();
+    b.apply(Op::Store(Store::Failing));
+    b.apply(Op::Pass { ms: 1 });
+    let refused = b.try_launch(true).unwrap_err();
+    assert_eq!(refused.kind, ErrorKind::StoreUnavailable);
+    b.apply(Op::Store(Store::Well));
+    b.pass_ms(1_000);
+    assert!(b.try_launch(true).is_ok());
+}
+
+#[test]
+fn an_unknown_exit_status_makes_a_run_lost_only_after_the_client_had_its_time() {
+    let mut b = Bench::new();
+    let run = b.launch(false, 0, 0, 0);
+    b.apply(Op::MainExits { run: 0, code: 5 });
+    b.pass_ms(2_000);
+    assert!(b.finished(run).is_none());
+    b.report(run, ExitStatus::Exited(5));
+    assert_eq!(b.finished(run).and_then(|v| v.outcome), Some(Outcome::Exited { code: 5 }));
+    let lost = b.launch(false, 0, 0, 0);
+    b.apply(Op::MainExits { run: 1, code: 5 });
+    b.pass(Duration::from_secs(4));
+    assert!(matches!(b.finished(lost).and_then(|v| v.outcome), Some(Outcome::Lost { .. })));
+}

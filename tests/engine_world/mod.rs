@@ -1,0 +1,579 @@
+//! The driver and engine of an instance in a simulated world, with a store that can fail, and the invariants.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use guardian::daemon::driver::{Driver, Held, Recorder};
+use guardian::daemon::published::{Ending, Published};
+use guardian::daemon::recovery::{Known, recover};
+use guardian::engine::{Engine, Event, Settings};
+use guardian::kernel::sim::{ActKind, SimKernel, SimProcess, World};
+use guardian::kernel::{Exec, Kernel};
+use guardian::model::{
+    Actor, Answer, AuditEvent, Error, EventKind, ExitStatus, HealthReason, KillAnswer, KillMode, Limits, Mono, Phase,
+    ProcessId, Readiness, Resources, Rule, RunId, RunSpec, RunView,
+};
+use guardian::store::{Batch, Write};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Store {
+    Well,
+    Stuck,
+    Failing,
+    Full,
+}
+
+#[derive(Debug, Clone)]
+pub enum Op {
+    Launch { detached: bool, init_ms: u64, max_ms: u64, grace_ms: u64 },
+    Kill { run: usize, force: bool },
+    Fork { run: usize, ignores_term: bool, stuck: bool },
+    MainExits { run: usize, code: i32 },
+    OthersExit { run: usize },
+    Report { run: usize },
+    ClientDies { run: usize },
+    Output { run: usize },
+    Extend { run: usize, init: bool, ms: u64 },
+    Freeze { run: usize, frozen: bool },
+    Pass { ms: u64 },
+    Store(Store),
+    BusyRemovals { times: u32 },
+    Replace { run: usize },
+    Unstick { run: usize },
+    Crash { rebooted: bool },
+}
+
+/// What is on record, with the time of each commit.
+#[derive(Default)]
+pub struct Disk {
+    state: Option<Store>,
+    pending: Vec<Batch>,
+    notices: Vec<(u64, bool)>,
+    runs: BTreeMap<RunId, (RunView, Option<String>)>,
+    audit: Vec<(Mono, AuditEvent)>,
+    intents: BTreeMap<RunId, (Mono, Vec<KillAnswer>)>,
+    submitted_intents: BTreeMap<RunId, Mono>,
+    receipts: BTreeMap<RunId, u32>,
+    journal: Vec<AuditEvent>,
+    now: Mono,
+}
+
+impl Disk {
+    fn commit(&mut self, batch: Batch) {
+        for write in batch.writes {
+            match write {
+                Write::Run { view, state } => {
+                    let (old, _) = self.runs.get(&view.spec.id).cloned().unwrap_or(((*view).clone(), None));
+                    assert!(old.outcome.is_none() || old.outcome == view.outcome, "one terminal outcome");
+                    self.runs.insert(view.spec.id, (*view, state));
+                }
+                Write::Audit(event) => self.audit.push((self.now, event)),
+                Write::KillIntent(answer) => {
+                    let now = self.now;
+                    self.intents.entry(answer.run).or_insert((now, Vec::new())).1.push(answer);
+                }
+                Write::KillDone(receipt) => *self.receipts.entry(receipt.run).or_default() += 1,
+            }
+        }
+        if let Some(ticket) = batch.ticket {
+            self.notices.push((ticket, true));
+        }
+    }
+
+    fn set(&mut self, state: Store) {
+        self.state = Some(state);
+        if state == Store::Well {
+            for batch in std::mem::take(&mut self.pending) {
+                self.commit(batch);
+            }
+        }
+    }
+}
+
+#[derive(Clone, Default)]
+pub struct FakeStore(Rc<RefCell<Disk>>);
+
+impl Recorder for FakeStore {
+    fn submit(&mut self, batch: Batch) -> Result<(), Batch> {
+        let mut disk = self.0.borrow_mut();
+        let now = disk.now;
+        for write in &batch.writes {
+            if let Write::KillIntent(answer) = write {
+                disk.submitted_intents.entry(answer.run).or_insert(now);
+            }
+        }
+        match disk.state.unwrap_or(Store::Well) {
+            Store::Well => disk.commit(batch),
+            Store::Stuck => disk.pending.push(batch),
+            Store::Failing => {
+                if let Some(ticket) = batch.ticket {
+                    disk.notices.push((ticket, false));
+                }
+                disk.pending.push(Batch { ticket: None, ..batch });
+            }
+            Store::Full => return Err(batch),
+        }
+        Ok(())
+    }
+
+    fn journal(&mut self, event: AuditEvent) {
+        self.0.borrow_mut().journal.push(event);
+    }
+}
+
+struct Known_ {
+    id: RunId,
+    main: Option<u32>,
+    client: Option<u32>,
+    grace: Duration,
+    inode: Option<u64>,
+}
+
+type Answers = Arc<Mutex<Vec<Result<Answer, Error>>>>;
+
+pub struct Bench {
+    world: Rc<RefCell<World>>,
+    store: FakeStore,
+    driver: Driver<SimKernel, FakeStore>,
+    published: Arc<Published>,
+    runs: Vec<Known_>,
+    bystanders: BTreeSet<u32>,
+    ends: BTreeMap<RunId, RunView>,
+    checked_acts: usize,
+    stuck_intents: BTreeSet<RunId>,
+    asked: Vec<Answers>,
+    last_id: u8,
+}
+
+fn driver(world: &Rc<RefCell<World>>, store: &FakeStore, published: &Arc<Published>) -> Driver<SimKernel, FakeStore> {
+    let engine = Engine::new(Settings { max_runs: 100 });
+    Driver::new(SimKernel(world.clone()), store.clone(), engine, published.clone())
+}
+
+fn me() -> Actor {
+    Actor::User { uid: 7, name: "me".into() }
+}
+
+impl Bench {
+    pub fn new() -> Self {
+        let (world, store, published) = (World::new(), FakeStore::default(), Arc::new(Published::default()));
+        Self {
+            driver: driver(&world, &store, &published),
+            world,
+            store,
+            published,
+            runs: Vec::new(),
+            bystanders: BTreeSet::new(),
+            ends: BTreeMap::new(),
+            checked_acts: 0,
+            stuck_intents: BTreeSet::new(),
+            asked: Vec::new(),
+            last_id: 0,
+        }
+    }
+
+    pub fn apply(&mut self, op: Op) {
+        let pick = |runs: &[Known_], run: usize| (!runs.is_empty()).then(|| run % runs.len());
+        match op {
+            Op::Launch { detached, init_ms, max_ms, grace_ms } => {
+                self.start(detached, init_ms, max_ms, grace_ms);
+            }
+            Op::Pass { ms } => self.pass_ms(ms),
+            Op::Store(state) => {
+                self.disk(|d| d.set(state));
+                // The writer says so when it is in trouble, and when it is not any more.
+                match state {
+                    Store::Failing => self.driver.handle(Event::StoreTroubled("disk full".into())),
+                    Store::Well => self.driver.handle(Event::StoreRecovered),
+                    Store::Stuck | Store::Full => {}
+                }
+            }
+            Op::BusyRemovals { times } => self.world.borrow_mut().busy = times,
+            Op::Crash { rebooted } => self.crash(rebooted),
+            Op::Kill { run, force } => {
+                if let Some(i) = pick(&self.runs, run) {
+                    let mode = if force { KillMode::Force } else { KillMode::Graceful };
+                    let _ = self.kill(self.runs[i].id, mode);
+                }
+            }
+            Op::Fork { run, ignores_term, stuck } => {
+                if let Some(i) = pick(&self.runs, run) {
+                    self.fork(i, ignores_term, stuck);
+                }
+            }
+            Op::MainExits { run, code } => {
+                if let Some(main) = pick(&self.runs, run).and_then(|i| self.runs[i].main) {
+                    self.world.borrow_mut().end(main, ExitStatus::Exited(code));
+                }
+            }
+            Op::OthersExit { run } => {
+                if let Some((inode, main)) =
+                    pick(&self.runs, run).and_then(|i| Some((self.runs[i].inode?, self.runs[i].main?)))
+                {
+                    let others: Vec<u32> = self.world.borrow().living(inode).filter(|p| *p != main).collect();
+                    others.into_iter().for_each(|p| self.world.borrow_mut().end(p, ExitStatus::Exited(0)));
+                }
+            }
+            Op::Report { run } => {
+                if let Some(i) = pick(&self.runs, run)
+                    && let Some(status) = self.client_knows(i)
+                {
+                    self.report(self.runs[i].id, status);
+                }
+            }
+            Op::ClientDies { run } => {
+                if let Some(client) = pick(&self.runs, run).and_then(|i| self.runs[i].client) {
+                    self.world.borrow_mut().end(client, ExitStatus::Signaled(9));
+                }
+            }
+            Op::Output { run } => {
+                if let Some(i) = pick(&self.runs, run) {
+                    let id = self.runs[i].id;
+                    self.world.borrow_mut().output.insert(id);
+                }
+            }
+            Op::Extend { run, init, ms } => {
+                if let Some(i) = pick(&self.runs, run) {
+                    let rule = if init { Rule::InitTimeout } else { Rule::MaxRuntime };
+                    let (reply, _) = self.reply();
+                    let by = Duration::from_millis(ms);
+                    self.driver.handle(Event::Extend { run: self.runs[i].id, rule, by, actor: me(), reply });
+                }
+            }
+            Op::Freeze { run, frozen } => {
+                if let Some(i) = pick(&self.runs, run) {
+                    let (reply, _) = self.reply();
+                    self.driver.handle(Event::Freeze { run: self.runs[i].id, frozen, actor: me(), reply });
+                }
+            }
+            Op::Replace { run } => {
+                if let Some(i) = pick(&self.runs, run) {
+                    let bystander = self.world.borrow_mut().replace(self.runs[i].id);
+                    self.bystanders.extend(bystander);
+                }
+            }
+            Op::Unstick { run } => {
+                if let Some(i) = pick(&self.runs, run) {
+                    self.unstick(i);
+                }
+            }
+        }
+        self.turn();
+    }
+
+    fn client_knows(&self, i: usize) -> Option<ExitStatus> {
+        let world = self.world.borrow();
+        let client = self.runs[i].client.filter(|c| world.processes[c].ended.is_none());
+        client.and(world.processes[&self.runs[i].main?].ended)
+    }
+
+    fn unstick(&mut self, i: usize) {
+        let Some(inode) = self.runs[i].inode else { return };
+        for process in self.world.borrow_mut().processes.values_mut().filter(|p| p.cgroup == Some(inode)) {
+            process.stuck = false;
+        }
+    }
+
+    fn fork(&mut self, i: usize, ignores_term: bool, stuck: bool) {
+        let Some(inode) = self.runs[i].inode else { return };
+        let mut world = self.world.borrow_mut();
+        if world.living(inode).next().is_some() {
+            let cgroup = Some(inode);
+            world.start(SimProcess { cgroup, ended: None, ignores_term, stuck, gated: false, ours: false });
+        }
+    }
+
+    pub fn launch(&mut self, detached: bool, init_ms: u64, max_ms: u64, grace_ms: u64) -> RunId {
+        let (id, answer) = self.start(detached, init_ms, max_ms, grace_ms);
+        assert_eq!(answer, Some(Ok(Answer::Run(id))));
+        id
+    }
+
+    pub fn try_launch(&mut self, detached: bool) -> Result<Answer, Error> {
+        self.start(detached, 0, 0, 0).1.expect("an answer")
+    }
+
+    fn start(
+        &mut self,
+        detached: bool,
+        init_ms: u64,
+        max_ms: u64,
+        grace_ms: u64,
+    ) -> (RunId, Option<Result<Answer, Error>>) {
+        self.last_id += 1;
+        let id = RunId::from_bytes([0, 0, 0, 0, 0, self.last_id]);
+        let some = |ms: u64| (ms > 0).then(|| Duration::from_millis(ms));
+        let outside =
+            SimProcess { cgroup: None, ended: None, ignores_term: false, stuck: false, gated: true, ours: false };
+        let exec = Exec { argv: vec![], env: vec![], cwd: vec![], log: "/sim/log".into() };
+        let (main, client) = if detached {
+            (None, None)
+        } else {
+            let mut world = self.world.borrow_mut();
+            (Some(world.start(outside)), Some(world.start(SimProcess { gated: false, ..outside })))
+        };
+        let process = |pid: u32| ProcessId { pid, start_ticks: u64::from(pid) };
+        let grace = Duration::from_millis(grace_ms);
+        let spec = RunSpec {
+            id,
+            workflow: "test".into(),
+            name: None,
+            command: vec!["sim".into()],
+            cwd: "/".into(),
+            uid: 7,
+            user: "me".into(),
+            main: main.map(process),
+            client: client.map(process),
+            limits: Limits {
+                init_timeout: some(init_ms),
+                max_runtime: some(max_ms),
+                grace,
+                readiness: Readiness::Output,
+                resources: Resources::default(),
+            },
+            log: None,
+        };
+        self.driver.hold(id, if detached { Held::detached(exec) } else { Held::new(main, client) });
+        self.runs.push(Known_ { id, main, client, grace, inode: None });
+        let (reply, answers) = self.reply();
+        self.driver.handle(Event::Launch { spec: Box::new(spec), reply, actor: me() });
+        self.turn();
+        let answer = answers.lock().unwrap().first().cloned();
+        (id, answer)
+    }
+
+    fn reply(&mut self) -> (guardian::engine::ReplyTo, Answers) {
+        let answers: Answers = Arc::default();
+        let kept = answers.clone();
+        (self.driver.expect_reply(Box::new(move |a| kept.lock().unwrap().push(a))), answers)
+    }
+
+    pub fn kill(&mut self, run: RunId, mode: KillMode) -> Result<Answer, Error> {
+        let (reply, answers) = self.reply();
+        self.driver.handle(Event::Kill { run, mode, text: "because".into(), actor: me(), reply });
+        self.turn();
+        let answer = answers.lock().unwrap().first().cloned();
+        self.asked.push(answers);
+        answer.unwrap_or_else(|| Err(Error::internal("not answered yet")))
+    }
+
+    pub fn report(&mut self, run: RunId, status: ExitStatus) {
+        let (reply, _) = self.reply();
+        self.driver.handle(Event::Reported { run, status, reply });
+        self.turn();
+    }
+
+    pub fn pass_ms(&mut self, ms: u64) {
+        self.pass(Duration::from_millis(ms));
+    }
+
+    /// Lets time pass from deadline to deadline, as the loop of the instance does.
+    pub fn pass(&mut self, d: Duration) {
+        let end = self.world.borrow().now.mono + d;
+        for _ in 0..100_000 {
+            let now = self.world.borrow().now.mono;
+            let next = self.driver.engine().next_deadline().unwrap_or(end).min(end).max(now);
+            self.world.borrow_mut().pass(next.since(now));
+            self.turn();
+            if next >= end {
+                return;
+            }
+        }
+        panic!("the deadlines never rest");
+    }
+
+    /// One turn of the loop: notices of kernel and store, then the deadlines, until nothing is left to do.
+    fn turn(&mut self) {
+        for _ in 0..1000 {
+            let now = self.world.borrow().now.mono;
+            self.disk(|d| d.now = now);
+            let notices = self.driver.kernel.wait(None).unwrap();
+            let recorded = self.disk(|d| std::mem::take(&mut d.notices));
+            let rest = notices.is_empty() && recorded.is_empty();
+            notices.into_iter().for_each(|n| self.driver.notice(n));
+            recorded.into_iter().for_each(|(ticket, ok)| self.driver.recorded(ticket, ok));
+            self.driver.catch_up();
+            self.driver.handle(Event::Tick);
+            self.check();
+            let rest = rest && self.disk(|d| d.notices.is_empty());
+            if rest && self.driver.engine().next_deadline().is_none_or(|at| at > now) {
+                return;
+            }
+        }
+        panic!("the instance never rests");
+    }
+
+    fn disk<T>(&self, f: impl FnOnce(&mut Disk) -> T) -> T {
+        f(&mut self.store.0.borrow_mut())
+    }
+
+    /// The instance dies; what was not committed is gone with it. The next one takes up what is there.
+    fn crash(&mut self, rebooted: bool) {
+        self.disk(|d| {
+            if d.state != Some(Store::Well) {
+                d.pending.clear();
+            }
+            d.notices.clear();
+        });
+        // With a store that takes nothing, an end that was told is told anew by the next instance, as it finds it.
+        let committed = self
+            .disk(|d| d.runs.iter().filter(|(_, r)| r.0.outcome.is_some()).map(|(id, _)| *id).collect::<BTreeSet<_>>());
+        self.ends.retain(|id, _| committed.contains(id));
+        let mut world = self.world.borrow_mut();
+        world.forget_watches();
+        self.asked.clear();
+        let dying: Vec<u32> =
+            world.processes.iter().filter(|(_, p)| rebooted || (p.gated && p.ours)).map(|(pid, _)| *pid).collect();
+        dying.into_iter().for_each(|pid| world.end(pid, ExitStatus::Signaled(9)));
+        world.processes.values_mut().for_each(|p| p.ours = false);
+        if rebooted {
+            world.boot += 1;
+            world.cgroups.clear();
+            self.bystanders.clear();
+        }
+        drop(world);
+        self.published = Arc::new(Published::default());
+        self.driver = driver(&self.world, &self.store, &self.published);
+        let known = self.disk(|d| {
+            let live = d.runs.values().filter_map(|(view, state)| Some((view.clone(), state.clone()?)));
+            live.map(|(view, state)| Known { view, state }).collect::<Vec<_>>()
+        });
+        recover(&mut self.driver, known, &mut |_, _| None);
+    }
+
+    fn check(&mut self) {
+        for known in &mut self.runs {
+            let run = self.driver.engine().run(known.id);
+            known.main = run.and_then(|r| r.spec.main).map(|m| m.pid).or(known.main);
+            known.inode =
+                self.driver.engine().run(known.id).and_then(|r| r.cgroup.as_ref()).map(|c| c.inode).or(known.inode);
+            if let Ending::Finished(view) = self.published.ending(known.id) {
+                let old = self.ends.entry(known.id).or_insert_with(|| (*view).clone());
+                assert_eq!(old.outcome, view.outcome, "one terminal outcome");
+                assert!(self.driver.engine().run(known.id).is_none());
+                // Finished only when empty: nothing lives in the cgroup that was the run's.
+                if let Some(inode) = known.inode {
+                    assert_eq!(self.world.borrow().living(inode).count(), 0, "finished, and something lives");
+                }
+            }
+        }
+        self.check_acts();
+        for bystander in &self.bystanders {
+            assert!(self.world.borrow().processes[bystander].ended.is_none(), "a foreign process was ended");
+        }
+        self.disk(|d| {
+            assert!(d.intents.values().all(|(_, answers)| answers.len() == 1), "a second kill changes nothing");
+            assert!(d.receipts.values().all(|n| *n == 1), "one receipt");
+        });
+    }
+
+    fn check_acts(&mut self) {
+        let acts = self.world.borrow().acts.clone();
+        for (n, act) in acts.iter().enumerate().skip(self.checked_acts) {
+            let known = self.runs.iter().find(|k| k.id == act.run).expect("a run that was launched");
+            if act.kind == ActKind::Remove {
+                continue;
+            }
+            if let Some(inode) = known.inode {
+                assert_eq!(act.inode, inode, "no action on a cgroup that is not the run's");
+            }
+            // No signal without a recorded intent, or a store that had half a second for it.
+            let (recorded, submitted) = self.disk(|d| {
+                (
+                    d.intents.get(&act.run).is_some_and(|(at, _)| *at <= act.at),
+                    d.submitted_intents.get(&act.run).copied(),
+                )
+            });
+            let waited = submitted.is_some_and(|at| act.at.since(at) >= Duration::from_millis(500));
+            let refused = !matches!(self.disk(|d| d.state), None | Some(Store::Well | Store::Stuck));
+            assert!(
+                recorded || waited || refused || self.stuck_intents.contains(&act.run),
+                "a signal without an intent"
+            );
+            if !recorded {
+                self.stuck_intents.insert(act.run);
+            }
+            if act.kind == ActKind::Kill {
+                let term = acts[..n].iter().rfind(|a| a.run == act.run && a.kind == ActKind::Terminate);
+                let honoured = term.is_some_and(|t| act.at.since(t.at) >= known.grace);
+                assert!(honoured || self.forced(act.run), "the grace period was not honoured");
+            }
+        }
+        self.checked_acts = acts.len();
+    }
+
+    fn forced(&self, run: RunId) -> bool {
+        let asked = |answer: &KillAnswer| answer.mode == KillMode::Force;
+        let d = self.store.0.borrow();
+        let escalated = |e: &AuditEvent| e.run == Some(run) && e.kind == EventKind::KillEscalated;
+        let pending = d.pending.iter().flat_map(|b| &b.writes).any(|w| match w {
+            Write::Audit(event) => escalated(event),
+            Write::KillIntent(answer) => answer.run == run && asked(answer),
+            _ => false,
+        });
+        pending
+            || d.intents.get(&run).is_some_and(|(_, a)| a.iter().any(asked))
+            || d.audit.iter().any(|(_, e)| escalated(e))
+            || self.published.run(run).is_some_and(|v| v.receipt.as_ref().is_some_and(|r| r.mode == KillMode::Force))
+            || self.force_in_engine(run)
+    }
+
+    fn force_in_engine(&self, run: RunId) -> bool {
+        use guardian::engine::State::{Closing, Emptied, Killing, Stopping};
+        self.driver.engine().run(run).is_some_and(|r| match &r.state {
+            Closing(closing) => closing.receipt.as_ref().is_some_and(|r| r.mode == KillMode::Force),
+            Stopping(kill, _) | Killing(kill, _) | Emptied(Some(kill), _) => kill.answer.mode == KillMode::Force,
+            _ => false,
+        })
+    }
+
+    /// Everything becomes well, and every run is killed: all of them must finish.
+    pub fn settle(&mut self) {
+        self.apply(Op::Store(Store::Well));
+        (0..self.runs.len()).for_each(|i| self.unstick(i));
+        for id in self.runs.iter().map(|k| k.id).collect::<Vec<_>>() {
+            let _ = self.kill(id, KillMode::Graceful);
+        }
+        (0..200).for_each(|_| self.pass(Duration::from_secs(1)));
+        assert_eq!(self.driver.engine().runs().count(), 0, "every run is accounted for");
+        let finished =
+            |id: RunId| self.disk(|d| d.runs.get(&id).map(|(view, state)| (view.outcome.is_some(), state.is_none())));
+        for known in &self.runs {
+            // A launch that was refused before it was on record left nothing; every other has its one outcome there.
+            assert!(matches!(finished(known.id), None | Some((true, true))), "{:?} on record", finished(known.id));
+        }
+        let finishes = |id| {
+            self.disk(|d| d.audit.iter().filter(|(_, e)| e.run == Some(id) && e.kind == EventKind::RunFinished).count())
+        };
+        assert!(self.runs.iter().all(|k| finishes(k.id) <= 1), "one terminal outcome in the audit");
+        assert!(self.asked.iter().all(|a| a.lock().unwrap().len() == 1), "every request is answered, once");
+        let world = self.world.borrow();
+        for known in self.runs.iter().filter(|k| k.inode.is_some()) {
+            assert_ne!(world.cgroups.get(&known.id).copied(), known.inode, "the cgroup of a finished run is removed");
+        }
+        assert!(self.runs.iter().filter_map(|k| k.inode).all(|inode| world.living(inode).count() == 0), "no orphans");
+    }
+
+    pub fn phase(&self, run: RunId) -> Option<Phase> {
+        self.published.run(run).map(|v| v.phase)
+    }
+
+    pub fn finished(&self, run: RunId) -> Option<RunView> {
+        self.published.run(run).filter(|v| v.outcome.is_some()).map(|v| (*v).clone())
+    }
+
+    pub fn reasons(&self, run: RunId) -> Vec<HealthReason> {
+        self.published.run(run).map(|v| v.reasons.clone()).unwrap_or_default()
+    }
+
+    pub fn acts(&self, run: RunId) -> usize {
+        self.world.borrow().acts.iter().filter(|a| a.run == run).count()
+    }
+
+    pub fn journalled(&self) -> usize {
+        self.disk(|d| d.journal.len())
+    }
+}

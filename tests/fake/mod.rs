@@ -1,0 +1,187 @@
+//! An instance without an engine: the real bus on a real socket, a scripted engine, and a list for a store.
+// Each test binary uses what it needs.
+#![allow(dead_code)]
+
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
+
+use guardian::bus::{self, About, AuditReport, History, RunFilter, Services, Signal};
+use guardian::daemon::command::{Answer, Command, Commands, Envelope};
+use guardian::daemon::published::{InstanceView, Published};
+use guardian::model::*;
+
+/// The store's readers, from a list.
+#[derive(Default)]
+pub struct Shelf {
+    pub runs: Mutex<Vec<RunView>>,
+    pub rows: Mutex<Vec<AuditRow>>,
+}
+
+impl History for Shelf {
+    fn run(&self, id: RunId) -> Result<Option<RunView>, Error> {
+        Ok(self.runs.lock().unwrap().iter().find(|v| v.spec.id == id).cloned())
+    }
+
+    fn runs(&self, filter: &RunFilter) -> Result<Vec<RunView>, Error> {
+        let runs = self.runs.lock().unwrap();
+        Ok(runs.iter().filter(|v| filter.admits(v)).take(filter.limit as usize).cloned().collect())
+    }
+
+    fn resolve(&self, prefix: &str, owner: Option<u32>) -> Result<Vec<RunId>, Error> {
+        let runs = self.runs.lock().unwrap();
+        let fits = |v: &&RunView| v.spec.id.to_string().starts_with(prefix) && owner.is_none_or(|o| o == v.spec.uid);
+        Ok(runs.iter().filter(fits).map(|v| v.spec.id).take(3).collect())
+    }
+
+    fn events(&self, after: u64, max: u32, run: Option<RunId>) -> Result<Vec<AuditRow>, Error> {
+        let rows = self.rows.lock().unwrap();
+        let wanted = |r: &&AuditRow| r.seq > after && run.is_none_or(|id| r.event.run == Some(id));
+        Ok(rows.iter().filter(wanted).take(max as usize).cloned().collect())
+    }
+
+    fn verify(&self) -> Result<AuditReport, Error> {
+        let rows = self.rows.lock().unwrap().len() as u64;
+        Ok(AuditReport { rows, first_seq: 1, last_seq: rows, last_hash: "ab".into(), broken: Some((2, "hash".into())) })
+    }
+
+    fn last_seq(&self) -> Result<u64, Error> {
+        Ok(self.rows.lock().unwrap().len() as u64)
+    }
+}
+
+pub struct Instance {
+    _dir: Option<tempfile::TempDir>,
+    pub socket: PathBuf,
+    pub published: Arc<Published>,
+    pub shelf: Arc<Shelf>,
+    pub signals: tokio::sync::broadcast::Sender<Signal>,
+    pub connections: bus::Connections,
+    /// Sending ends it, with every connection.
+    pub stop: Option<tokio::sync::oneshot::Sender<()>>,
+    pub uid: u32,
+}
+
+/// What the engine answers.
+pub type Script = Box<dyn FnMut(&Command, &Published) -> Result<Answer, Error> + Send>;
+
+/// An instance on a thread of its own, with an engine that answers as the script says.
+pub fn instance(script: Script) -> Instance {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().to_owned();
+    Instance { _dir: Some(dir), ..instance_in(&path, script) }
+}
+
+/// The same in a directory that stays.
+pub fn instance_in(dir: &Path, mut script: Script) -> Instance {
+    let socket = dir.join("bus.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let published = Arc::new(Published::default());
+    published.put_instance(InstanceView { kills_total: 3, runs_total: 9, ..InstanceView::default() });
+    let shelf = Arc::new(Shelf::default());
+    let (commands, inbox): (Commands, mpsc::Receiver<Envelope>) = Commands::new(Arc::new(|| {}));
+    let views = published.clone();
+    std::thread::spawn(move || {
+        while let Ok(envelope) = inbox.recv() {
+            let answer = script(&envelope.command, &views);
+            let _ = envelope.reply.send(answer);
+        }
+    });
+    let signals = bus::signals();
+    let uid = rustix::process::getuid().as_raw();
+    let about = About { version: "1.2.3".into(), pid: 77, uid, backend: "cgroupfs".into(), ..About::default() };
+    let processes = Arc::new(|v: &RunView| {
+        Ok(vec![ProcessSeen { pid: v.spec.main.unwrap().pid, ppid: 1, name: "sh".into(), state: 'S', wchan: None }])
+    });
+    let services = Services::new(commands, published.clone(), shelf.clone(), processes, about, signals.clone());
+    let (count, connections) = tokio::sync::watch::channel(0);
+    let (stop, stopped) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            tokio::select! {
+                served = bus::serve_private(listener, services, count) => served.unwrap(),
+                Ok(()) = stopped => {}
+            }
+        });
+    });
+    Instance { _dir: None, socket, published, shelf, signals, connections, stop: Some(stop), uid }
+}
+
+pub fn id(n: u64) -> RunId {
+    let [_, _, bytes @ ..] = n.to_be_bytes();
+    RunId::from_bytes(bytes)
+}
+
+pub fn live(n: u64, uid: u32) -> RunView {
+    let limits = Limits {
+        init_timeout: Some(Duration::from_secs(1800)),
+        max_runtime: None,
+        grace: Duration::from_secs(10),
+        readiness: Readiness::Output,
+        resources: Resources { memory_max_bytes: Some(1 << 30), tasks_max: None, cpu_max_percent: None },
+    };
+    RunView {
+        spec: RunSpec {
+            id: id(n),
+            workflow: "builder".into(),
+            name: None,
+            command: vec!["sh".into(), "-c".into(), "sleep 1000".into()],
+            cwd: "/root".into(),
+            uid,
+            user: "root".into(),
+            main: Some(ProcessId { pid: 4242, start_ticks: 99 }),
+            client: None,
+            limits,
+            log: Some("/state/logs/x.log".into()),
+        },
+        phase: Phase::Running,
+        health: Health::Healthy,
+        reasons: vec![],
+        containment: Containment::Cgroupfs,
+        cgroup: Some(CgroupIdentity { path: format!("/sys/fs/cgroup/guardian/{}", id(n)).into(), inode: 1000 + n }),
+        frozen: false,
+        created_at: Wall(1_700_000_000_000_000 + n),
+        started_at: Some(Wall(1_700_000_000_000_100 + n)),
+        ready_at: Some(Wall(1_700_000_000_000_200 + n)),
+        finished_at: None,
+        deadlines: vec![(Rule::InitTimeout, Wall(1_700_001_800_000_000))],
+        outcome: None,
+        receipt: None,
+        usage: Usage { cpu_usec: Some(12_345), memory_bytes: Some(1 << 20), tasks: Some(3) },
+        notices: vec![],
+    }
+}
+
+pub fn finished(n: u64, uid: u32) -> RunView {
+    let reason = KillReason::Limit { rule: Rule::MaxRuntime, allowed: Duration::from_secs(3) };
+    let step = |kind, elapsed_usec| Step { kind, at: Wall(5), elapsed_usec, processes: 2 };
+    let seen = |pid| ProcessSeen { pid, ppid: 1, name: "sl\neep".into(), state: 'S', wchan: Some("hrtimer".into()) };
+    let reasons = HealthReason { rule: Rule::MaxRuntime, level: Health::Warning, text: "80 %".into(), since: Wall(9) };
+    RunView {
+        phase: Phase::Finished,
+        health: Health::Warning,
+        reasons: vec![reasons],
+        frozen: true,
+        finished_at: Some(Wall(1_700_000_009_000_000)),
+        outcome: Some(Outcome::Killed { reason: reason.clone() }),
+        receipt: Some(Receipt {
+            run: id(n),
+            mode: KillMode::Graceful,
+            reason,
+            actor: Actor::Guardian,
+            requested_at: Wall(4),
+            duration_usec: 4321,
+            steps: vec![step(StepKind::IntentRecorded, 1), step(StepKind::Terminated, 2), step(StepKind::Emptied, 3)],
+            terminated: 2,
+            killed: 0,
+            survivors: 0,
+            processes: vec![seen(7), seen(8)],
+            processes_total: 2,
+        }),
+        notices: vec!["memory_max cannot be enforced here".into()],
+        usage: Usage::default(),
+        ..live(n, uid)
+    }
+}
