@@ -29,7 +29,7 @@ fn a_hundred_simultaneous_kills_are_one_kill_with_one_receipt_and_equal_answers(
     assert_eq!(answers.len(), 1, "{answers:#?}");
     let runs = world.finished();
     world.assert_killed(&runs[0], "requested");
-    let receipt = runs[0].receipt.as_ref().unwrap();
+    let receipt = runs[0].receipt();
     assert_eq!((receipt.terminated, receipt.killed), (3, 3), "{receipt:?}");
     assert_eq!(world.count_rows("kills"), 1);
     assert_eq!(world.audited(EventKind::KillIntent), 1);
@@ -51,7 +51,7 @@ fn force_escalates_a_kill_under_way_and_stays_one_kill() {
     world.guardian(["kill", "--force", &run]).exits(0);
     graceful.wait().exits(0);
     let runs = world.finished();
-    let receipt = runs[0].receipt.as_ref().unwrap();
+    let receipt = runs[0].receipt();
     assert!(receipt.duration_usec < 40_000_000, "the grace period was waited for: {receipt:?}");
     assert_eq!(world.count_rows("kills"), 1);
     assert_eq!(world.audited(EventKind::KillIntent), 1);

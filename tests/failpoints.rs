@@ -5,9 +5,9 @@
 
 mod common;
 
-use common::{Done, PATIENCE, Started, World, eventually, is_alive, signal, start};
+use common::{Done, PATIENCE, Row, Run, Started, World, eventually, is_alive, signal, start};
 use guardian::failpoint;
-use guardian::model::{AuditRow, EventKind, Outcome, Phase, RunView};
+use guardian::model::{EventKind, Phase};
 use rustix::process::Signal;
 
 /// A tree that ignores SIGTERM, so that a kill of it goes through all steps.
@@ -70,16 +70,16 @@ fn end_of(client: Started, how: How) -> Done {
     done
 }
 
-fn is_accounted_for(run: &RunView, client: &Done, audit: &[AuditRow]) {
+fn is_accounted_for(run: &Run, client: &Done, audit: &[Row]) {
     assert_eq!(run.phase, Phase::Finished, "{run:?}");
     let outcome = run.outcome.as_ref().expect("an outcome");
-    assert!(matches!(outcome, Outcome::Killed { .. } | Outcome::Lost { .. }), "{outcome:?}; client: {client:?}");
-    let intents = audit.iter().filter(|row| row.event.kind == EventKind::KillIntent).count();
+    assert!(["killed", "lost"].contains(&outcome.kind.as_str()), "{outcome:?}; client: {client:?}");
+    let intents = audit.iter().filter(|row| row.kind == EventKind::KillIntent).count();
     assert_eq!(run.receipt.is_some(), intents == 1, "a receipt for each intent: {run:?}");
     if let Some(receipt) = &run.receipt {
         assert_eq!(receipt.survivors, 0, "{receipt:?}");
     }
-    let is_end = |row: &&AuditRow| matches!(row.event.kind, EventKind::RunFinished | EventKind::LaunchFailed);
+    let is_end = |row: &&Row| matches!(row.kind, EventKind::RunFinished | EventKind::LaunchFailed);
     assert_eq!(audit.iter().filter(is_end).count(), 1, "{audit:#?}");
 }
 

@@ -8,7 +8,7 @@ use std::io::Write;
 use std::process::Stdio;
 
 use common::{World, eventually, is_alive, lines, python, signal, start};
-use guardian::model::{EventKind, KillMode, Outcome, Phase};
+use guardian::model::{EventKind, KillMode, Phase};
 use rustix::process::Signal;
 
 /// A script of tests/workloads.
@@ -24,7 +24,7 @@ fn killed_in_the_middle_of(world: &World, writer: &str, mode: &str) {
     world.assert_nothing_left();
     let run = world.only_run();
     world.assert_killed(&run, "max_runtime");
-    assert!(run.receipt.unwrap().killed >= 1, "the writer was to be killed, not to end by itself");
+    assert!(run.receipt().killed >= 1, "the writer was to be killed, not to end by itself");
 }
 
 /// The number of writes that the workload was told are safe.
@@ -114,7 +114,7 @@ fn a_signal_to_the_client_ends_the_run_gracefully(how: Signal) {
     world.assert_nothing_left();
     let run = world.only_run();
     world.assert_killed(&run, "requested");
-    let receipt = run.receipt.unwrap();
+    let receipt = run.receipt();
     assert_eq!((receipt.mode, receipt.terminated, receipt.killed), (KillMode::Graceful, 3, 0), "{receipt:?}");
     assert_eq!(lines(world.path("noted")), ["TERM"]);
 }
@@ -138,9 +138,9 @@ fn what_a_finished_command_leaves_behind_is_ended_and_its_exit_status_kept() {
     world.run(&["--grace", "500ms"], &["sh", "-c", leaves]).exits(7);
     world.assert_nothing_left();
     let run = world.only_run();
-    assert_eq!(run.outcome, Some(Outcome::Exited { code: 7 }));
-    let receipt = run.receipt.expect("the leftovers' receipt");
-    assert_eq!(receipt.reason.code(), "leftovers");
+    assert_eq!(run.ended(), "exited(7)");
+    let receipt = run.receipt();
+    assert_eq!(receipt.reason, "leftovers");
     assert_eq!((receipt.terminated, receipt.killed, receipt.survivors), (2, 2, 0), "{receipt:?}");
     assert_eq!(world.audited(EventKind::KillIntent), 1);
 }
@@ -159,11 +159,11 @@ fn a_detached_run_outlives_its_client_and_keeps_its_output_and_status() {
     std::fs::write(world.path("go"), "").unwrap();
     world.guardian(["wait", &run]).exits(7);
     assert_eq!(world.guardian(["logs", &run]).exits(0).stdout, "out\nerr\nend\n");
-    assert_eq!(world.show(&run).outcome, Some(Outcome::Exited { code: 7 }));
+    assert_eq!(world.show(&run).ended(), "exited(7)");
     // It may be shortened, with or without what all ids share.
     let short = &run[..8];
-    assert_eq!(world.show(short).spec.id.to_string(), run);
-    assert_eq!(world.show(&run[4..]).spec.id.to_string(), run);
+    assert_eq!(world.show(short).run_id, run);
+    assert_eq!(world.show(&run[4..]).run_id, run);
     world.assert_nothing_left();
 }
 
@@ -255,7 +255,7 @@ fn an_instance_killed_with_sigkill_is_followed_by_one_that_takes_up_its_runs() {
     world.guardian(["kill", &detached, "--reason", "the test is over"]).exits(0);
     let runs = world.finished();
     world.assert_killed(&runs[0], "requested");
-    assert_eq!(runs[0].outcome.as_ref().unwrap().to_string(), "killed(the test is over)");
+    assert_eq!(runs[0].ended(), "killed(the test is over)");
     assert_eq!(lines(world.path("noted")), ["TERM"]);
     world.assert_nothing_left();
     world.assert_audit_holds();

@@ -4,8 +4,9 @@
 mod common;
 
 use std::process::Command;
+use std::time::{Duration, Instant};
 
-use common::{GUARDIAN, World, eventually, lines};
+use common::{GUARDIAN, World, eventually, is_alive, lines};
 
 /// A terminal with a shell in it, driven through tmux as a person would.
 struct Terminal<'a> {
@@ -18,8 +19,9 @@ impl<'a> Terminal<'a> {
         let socket = world.path("tmux").to_str().unwrap().to_owned();
         let terminal = Self { world, socket };
         let mut tmux = terminal.tmux(&["-f", "/dev/null", "new-session", "-d", "-x", "100", "-y", "30"]);
-        tmux.arg("exec bash --norc --noprofile -i");
-        tmux.env("GUARDIAN_STATE_DIR", world.state()).env("G", GUARDIAN).env("PS1", "outer> ").env("LC_ALL", "C.UTF-8");
+        // A shell that is not interactive, as tmux's own, takes PS1 out of the environment.
+        tmux.arg("exec env PS1='outer> ' bash --norc --noprofile -i");
+        tmux.env("GUARDIAN_STATE_DIR", world.state()).env("G", GUARDIAN).env("LC_ALL", "C.UTF-8");
         tmux.env_remove("TMUX").env_remove("PROMPT_COMMAND").current_dir(world.path(""));
         assert!(tmux.status().unwrap().success());
         terminal.shows("outer>");
@@ -87,7 +89,14 @@ impl<'a> Terminal<'a> {
 
 impl Drop for Terminal<'_> {
     fn drop(&mut self) {
+        // The server and the shell carry the mark of the workloads: they must be gone before anything is asserted.
+        let ours = self.tmux(&["display-message", "-p", "#{pid} #{pane_pid}"]).output().unwrap().stdout;
+        let ours: Vec<u32> = String::from_utf8_lossy(&ours).split_whitespace().flat_map(str::parse).collect();
         let _ = self.tmux(&["kill-server"]).status();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while ours.iter().any(|&pid| is_alive(pid)) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 }
 

@@ -8,8 +8,8 @@ mod common;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use common::{World, is_alive, is_marked};
-use guardian::model::{EventKind, RunView, StepKind};
+use common::{Run, World, is_alive, is_marked};
+use guardian::model::{EventKind, StepKind};
 
 /// What SIGTERM does to the workload.
 #[derive(Clone, Copy, PartialEq)]
@@ -41,7 +41,7 @@ fn is_ended_whole(workload: &[&str], processes: Option<u32>, sigterm: Sigterm) {
     world.assert_nothing_left();
     let run = world.only_run();
     world.assert_killed(&run, "max_runtime");
-    assert!(done.stderr.contains(&run.spec.id.to_string()), "stderr names the run: {}", done.stderr);
+    assert!(done.stderr.contains(&run.run_id), "stderr names the run: {}", done.stderr);
 
     let ready = common::lines(world.path("ready"));
     let counted = ready.first().and_then(|l| l.strip_prefix("ready ")?.parse().ok());
@@ -53,8 +53,8 @@ fn is_ended_whole(workload: &[&str], processes: Option<u32>, sigterm: Sigterm) {
     world.assert_audit_holds();
 }
 
-fn counts_are_true(run: &RunView, counted: u32, sigterm: Sigterm) {
-    let receipt = run.receipt.as_ref().unwrap();
+fn counts_are_true(run: &Run, counted: u32, sigterm: Sigterm) {
+    let receipt = run.receipt();
     assert_eq!((receipt.terminated, receipt.processes_total), (counted, counted), "{receipt:?}");
     assert_eq!(receipt.processes.len(), counted.min(64) as usize, "{receipt:?}");
     match sigterm {
@@ -62,12 +62,11 @@ fn counts_are_true(run: &RunView, counted: u32, sigterm: Sigterm) {
         Sigterm::Ignored => assert_eq!(receipt.killed, counted, "{receipt:?}"),
         Sigterm::Mixed => assert!(receipt.killed <= counted, "{receipt:?}"),
     }
-    let at = |kind| receipt.steps.iter().find(|s| s.kind == kind).map(|s| s.elapsed_usec);
-    let intent = at(StepKind::IntentRecorded).expect("the intent is on record");
-    let terminated = at(StepKind::Terminated).expect("SIGTERM was sent");
-    let emptied = at(StepKind::Emptied).expect("the cgroup was seen empty");
+    let intent = receipt.step(StepKind::IntentRecorded).expect("the intent is on record");
+    let terminated = receipt.step(StepKind::Terminated).expect("SIGTERM was sent");
+    let emptied = receipt.step(StepKind::Emptied).expect("the cgroup was seen empty");
     assert!(intent <= terminated && terminated <= emptied && emptied <= receipt.duration_usec, "{receipt:?}");
-    match at(StepKind::Killed) {
+    match receipt.step(StepKind::Killed) {
         Some(killed) => assert!(killed - terminated >= 1_000_000, "the grace period was cut short: {receipt:?}"),
         None => assert!(sigterm != Sigterm::Ignored, "{receipt:?}"),
     }
@@ -144,5 +143,5 @@ fn the_main_job_of_the_readme_leaves_nothing_that_ps_shows() {
     let run = world.only_run();
     world.assert_killed(&run, "max_runtime");
     // A shell that executes its last command in its own place is one process less.
-    assert!(matches!(run.receipt.unwrap().terminated, 2 | 3), "the shell and two sleeps");
+    assert!(matches!(run.receipt().terminated, 2 | 3), "the shell and two sleeps");
 }

@@ -6,9 +6,11 @@
 #![allow(dead_code, unused_imports)]
 
 mod host;
+mod view;
 mod world;
 
 pub use host::*;
+pub use view::*;
 pub use world::*;
 
 /// Ends the test early where no cgroup can be made: loudly, and as a failure in CI.

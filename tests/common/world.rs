@@ -7,12 +7,13 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use guardian::model::{AuditRow, EventKind, Outcome, Phase, RunView};
+use guardian::model::{EventKind, Phase};
 use rustix::process::Signal;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::host::*;
+use super::view::{Row, Run};
 
 /// The executable under test.
 pub const GUARDIAN: &str = env!("CARGO_BIN_EXE_guardian");
@@ -206,13 +207,13 @@ impl World {
 
     /// Every run, live and finished.
     #[track_caller]
-    pub fn runs(&self) -> Vec<RunView> {
+    pub fn runs(&self) -> Vec<Run> {
         self.guardian(["ps", "--all", "--json"]).list()
     }
 
     /// The only run that was ever started here.
     #[track_caller]
-    pub fn only_run(&self) -> RunView {
+    pub fn only_run(&self) -> Run {
         let mut runs = self.runs();
         assert_eq!(runs.len(), 1, "{runs:?}");
         runs.remove(0)
@@ -220,14 +221,15 @@ impl World {
 
     /// One run.
     #[track_caller]
-    pub fn show(&self, run: &str) -> RunView {
-        let json = self.guardian(["show", "--json", run]).json();
-        serde_json::from_value(json.clone()).unwrap_or_else(|e| panic!("{e}: {json}"))
+    pub fn show(&self, run: &str) -> Run {
+        let mut runs = self.guardian(["show", "--json", run]).list();
+        assert_eq!(runs.len(), 1, "{runs:?}");
+        runs.remove(0)
     }
 
     /// Waits until every run is finished, and gives them.
     #[track_caller]
-    pub fn finished(&self) -> Vec<RunView> {
+    pub fn finished(&self) -> Vec<Run> {
         eventually("every run is finished", || {
             let runs = self.runs();
             runs.iter().all(|r| r.phase == Phase::Finished).then_some(runs)
@@ -236,14 +238,14 @@ impl World {
 
     /// The audit log.
     #[track_caller]
-    pub fn audit(&self) -> Vec<AuditRow> {
+    pub fn audit(&self) -> Vec<Row> {
         self.guardian(["audit", "--json"]).list()
     }
 
     /// How often something is in the audit log.
     #[track_caller]
     pub fn audited(&self, kind: EventKind) -> usize {
-        self.audit().iter().filter(|row| row.event.kind == kind).count()
+        self.audit().iter().filter(|row| row.kind == kind).count()
     }
 
     /// The audit chain holds, and its numbers have no gap.
@@ -317,7 +319,7 @@ impl World {
         let left = self.workload();
         assert!(left.is_empty(), "left behind:\n{}", left.iter().map(|&p| describe(p)).collect::<Vec<_>>().join("\n"));
         for run in self.runs() {
-            let cgroups = cgroups_named(&run.spec.id.to_string());
+            let cgroups = cgroups_named(&run.run_id);
             assert!(cgroups.is_empty(), "cgroups left behind: {cgroups:?}");
             if let Some(cgroup) = run.cgroup {
                 assert!(!cgroup.path.exists(), "{} is left behind", cgroup.path.display());
@@ -330,11 +332,10 @@ impl World {
 
     /// The run was ended by this limit or kill, and its receipt proves it.
     #[track_caller]
-    pub fn assert_killed(&self, run: &RunView, code: &str) {
-        let Some(Outcome::Killed { reason }) = &run.outcome else { panic!("not killed: {run:?}") };
-        assert_eq!(reason.code(), code, "{run:?}");
-        let receipt = run.receipt.as_ref().expect("a receipt");
-        assert_eq!(receipt.survivors, 0, "{receipt:?}");
+    pub fn assert_killed(&self, run: &Run, code: &str) {
+        let outcome = run.outcome.as_ref().map(|o| (o.kind.as_str(), o.reason.as_deref()));
+        assert_eq!(outcome, Some(("killed", Some(code))), "{run:?}");
+        assert_eq!(run.receipt().survivors, 0, "{run:?}");
     }
 }
 

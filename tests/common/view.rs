@@ -1,0 +1,84 @@
+//! What `--json` says, as far as the tests look at it: read by its keys, as a script of a user would.
+
+use std::path::PathBuf;
+
+use guardian::model::{EventKind, KillMode, Phase, StepKind};
+use serde::Deserialize;
+
+/// A run.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Run {
+    pub run_id: String,
+    pub phase: Phase,
+    pub cgroup: Option<Cgroup>,
+    pub outcome: Option<Outcome>,
+    pub exit_status: Option<i32>,
+    pub receipt: Option<Receipt>,
+}
+
+impl Run {
+    /// The outcome in words: `exited(7)`, `killed(its client is gone)`, …
+    pub fn ended(&self) -> &str {
+        self.outcome.as_ref().map_or("", |outcome| &outcome.text)
+    }
+
+    /// The receipt of a run that has one.
+    #[track_caller]
+    pub fn receipt(&self) -> &Receipt {
+        self.receipt.as_ref().unwrap_or_else(|| panic!("no receipt: {self:?}"))
+    }
+}
+
+/// A run's cgroup.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Cgroup {
+    pub path: PathBuf,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Outcome {
+    pub kind: String,
+    pub text: String,
+    /// Why, if it was killed.
+    pub reason: Option<String>,
+}
+
+/// The proof of a kill.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Receipt {
+    pub mode: KillMode,
+    pub reason: String,
+    pub duration_usec: u64,
+    pub steps: Vec<Step>,
+    pub terminated: u32,
+    pub killed: u32,
+    pub survivors: u32,
+    pub processes: Vec<serde_json::Value>,
+    pub processes_total: u32,
+}
+
+impl Receipt {
+    /// When a step was taken, in microseconds since the kill was requested.
+    pub fn step(&self, kind: StepKind) -> Option<u64> {
+        self.steps.iter().find(|step| step.kind == kind).map(|step| step.elapsed_usec)
+    }
+}
+
+/// A step of a kill.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Step {
+    pub kind: StepKind,
+    pub elapsed_usec: u64,
+}
+
+/// A row of the audit log.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Row {
+    pub seq: u64,
+    pub kind: EventKind,
+    pub run_id: Option<String>,
+    pub actor: String,
+    pub reason: String,
+    pub hash: String,
+}
