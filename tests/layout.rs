@@ -11,11 +11,11 @@ const MAY_SEE: &[(&str, &[&str])] = &[
     ("engine", &["model"]),
     ("config", &["model"]),
     ("kernel", &["model", "failpoint"]),
-    ("launch", &["model", "failpoint"]),
+    ("launch", &["model", "kernel"]),
     ("store", &["model", "failpoint"]),
     ("daemon", &["model", "engine", "config", "kernel", "launch", "store", "bus", "failpoint"]),
     ("bus", &["model", "daemon::command", "daemon::published"]),
-    ("cli", &["model", "config", "bus::client", "launch::gate", "daemon::instance"]),
+    ("cli", &["model", "config", "bus::client", "launch::gate", "launch::orphans", "daemon::instance"]),
 ];
 
 /// Longer files are rooms to divide; DESIGN.md says about 500.

@@ -22,7 +22,7 @@ use super::launch::LaunchDict;
 use super::manager::{AuditDict, FilterDict, WireEvent};
 use super::view::{self, KillDict, RunDict, WireProcess, usec};
 use super::wire::{self, Marshalled};
-use super::{AuditReport, BUS_NAME, MANAGER_INTERFACE, MANAGER_PATH, RUN_INTERFACE, RunFilter, run_path};
+use super::{BUS_NAME, MANAGER_INTERFACE, MANAGER_PATH, RUN_INTERFACE, run_path};
 use crate::daemon::command::LaunchRequest;
 use crate::model::{
     AuditEvent, AuditRow, Error, ErrorKind, EventKind, ExitStatus, KillAnswer, KillMode, ProcessSeen, RunId, RunView,
@@ -30,6 +30,7 @@ use crate::model::{
 };
 
 pub use super::manager::Description;
+pub use super::{AuditReport, RunFilter};
 
 /// The time that connecting may take.
 const CONNECT: Duration = Duration::from_secs(5);

@@ -7,7 +7,7 @@ use super::output::{Output, Tone, escape, table};
 use super::session::Session;
 use super::{Done, audit, list, now, show};
 use crate::bus::client::Client;
-use crate::daemon::command::LaunchRequest;
+use crate::model::LaunchRequest;
 use crate::model::{Error, ErrorKind, LimitUpdate, Outcome, Readiness, RunId, RunView};
 
 /// The whole demo takes about ten seconds; this long it may take.

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use super::args::RunArgs;
-use crate::daemon::command::LaunchRequest;
+use crate::model::LaunchRequest;
 use crate::model::{Error, LimitUpdate};
 
 /// The request of these options. The working directory is where this process is.

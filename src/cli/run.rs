@@ -24,9 +24,9 @@ use super::session::Session;
 use super::terminal::{Terminal, not_ignored};
 use super::{OWN_FAILURE, ending, exit_code, launch, runtime};
 use crate::bus::client::Client;
-use crate::daemon::command::LaunchRequest;
 use crate::launch::gate::{self, Gated};
 use crate::launch::orphans;
+use crate::model::LaunchRequest;
 use crate::model::{Error, ErrorKind, ExitStatus, KillMode, RunId, RunView};
 
 /// `si_code` of a signal that the kernel sent: ^C typed on the terminal, not kill(2).

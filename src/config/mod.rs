@@ -11,9 +11,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use crate::store::Retention;
-
-use crate::model::{LimitUpdate, Limits, Readiness, Resources};
+use crate::model::{LimitUpdate, Limits, Readiness, Resources, Retention};
 
 mod keys;
 mod load;

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-pub use crate::model::Answer;
-use crate::model::{Error, ErrorKind, ExitStatus, KillMode, LimitUpdate, Rule, RunId};
+pub use crate::model::{Answer, LaunchRequest};
+use crate::model::{Error, ErrorKind, ExitStatus, KillMode, Rule, RunId};
 
 /// Who asks, as the kernel gave it with the connection.
 #[derive(Debug, Clone)]
@@ -20,25 +20,6 @@ pub struct Caller {
     pub user: String,
     /// Their process, by pidfd; none where the connection could not give one.
     pub pidfd: Option<Arc<OwnedFd>>,
-}
-
-/// What a run is to be started with. Every byte string is without NUL and of bounded length (the bus checks).
-#[derive(Debug, Clone, Default)]
-pub struct LaunchRequest {
-    /// The workflow; none is `default`.
-    pub workflow: Option<String>,
-    /// A name for people.
-    pub name: Option<String>,
-    /// The command and its arguments; not empty.
-    pub argv: Vec<Vec<u8>>,
-    /// The whole environment, as `KEY=VALUE`. For a detached run only, and never stored.
-    pub env: Vec<Vec<u8>>,
-    /// The working directory, absolute.
-    pub cwd: Vec<u8>,
-    /// Limits named for this run.
-    pub limits: LimitUpdate,
-    /// The id that the caller reserved; for a foreground run only.
-    pub reserved: Option<RunId>,
 }
 
 /// A request.

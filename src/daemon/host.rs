@@ -7,7 +7,7 @@ use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::{FallocateFlags, Mode, OFlags, fallocate, fstat, stat};
@@ -61,9 +61,6 @@ impl HostOptions {
     }
 }
 
-/// How our children ended; none for one that lives. Those that nobody asks about are reaped and forgotten.
-type Children = Arc<Mutex<HashMap<u32, Option<ExitStatus>>>>;
-
 /// The host.
 #[derive(Debug)]
 pub struct Host {
@@ -75,7 +72,6 @@ pub struct Host {
     /// Counted by its clones: one for each descriptor kept for sampling.
     kept: Arc<()>,
     kept_most: usize,
-    children: Children,
     /// Cgroups made before their run was launched.
     reserved: HashMap<RunId, CgroupDir>,
 }
@@ -104,21 +100,9 @@ pub struct HostProcess {
     pidfd: Arc<OwnedFd>,
     id: ProcessId,
     gate: Option<Gate>,
-    /// For a child of ours: where its status is kept, since it is reaped with all others.
-    children: Option<Children>,
+    /// For a child of ours.
+    child: Option<orphans::Child>,
     watch: RefCell<Option<Registration>>,
-}
-
-impl Drop for HostProcess {
-    fn drop(&mut self) {
-        if let Some(children) = &self.children {
-            lock(children).remove(&self.id.pid);
-        }
-    }
-}
-
-fn lock(children: &Children) -> MutexGuard<'_, HashMap<u32, Option<ExitStatus>>> {
-    children.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Counter {
@@ -188,7 +172,6 @@ impl Host {
             nofile,
             kept: Arc::new(()),
             kept_most: limit / KEPT_SHARE,
-            children: Children::default(),
             reserved: HashMap::new(),
         };
         Ok((host, waker))
@@ -197,7 +180,7 @@ impl Host {
     /// A process that a client gave by its pidfd.
     pub fn process(&self, pidfd: OwnedFd) -> Result<HostProcess, KernelError> {
         let id = process::identify(&pidfd)?;
-        Ok(HostProcess { pidfd: Arc::new(pidfd), id, gate: None, children: None, watch: RefCell::default() })
+        Ok(HostProcess { pidfd: Arc::new(pidfd), id, gate: None, child: None, watch: RefCell::default() })
     }
 
     /// Makes the cgroup of a run that is about to be launched, so that its client can fork into it. `create` finds it.
@@ -233,10 +216,10 @@ impl Host {
     }
 
     fn launch(&self, exec: &Exec, cgroup: Option<BorrowedFd<'_>>) -> Result<HostProcess, KernelError> {
-        let (pidfd, id, gate) = gate::detached(exec, self.nofile, cgroup)?.into_parts();
-        lock(&self.children).insert(id.pid, None);
-        let children = Some(self.children.clone());
-        Ok(HostProcess { pidfd: Arc::new(pidfd), id, gate, children, watch: RefCell::default() })
+        let start = || gate::detached(exec, self.nofile, cgroup);
+        let (gated, child) = orphans::Child::start(start, |gated| gated.id().pid)?;
+        let (pidfd, id, gate) = gated.into_parts();
+        Ok(HostProcess { pidfd: Arc::new(pidfd), id, gate, child: Some(child), watch: RefCell::default() })
     }
 
     fn cpu_usec(&self, cgroup: &HostCgroup) -> Result<u64, KernelError> {
@@ -301,7 +284,7 @@ impl Kernel for Host {
 
     fn open_process(&mut self, id: ProcessId) -> Result<HostProcess, KernelError> {
         let pidfd = Arc::new(process::open_known(id)?);
-        Ok(HostProcess { pidfd, id, gate: None, children: None, watch: RefCell::default() })
+        Ok(HostProcess { pidfd, id, gate: None, child: None, watch: RefCell::default() })
     }
 
     fn process_id(&self, process: &HostProcess) -> ProcessId {
@@ -321,19 +304,14 @@ impl Kernel for Host {
     }
 
     fn exit_status(&mut self, process: &HostProcess) -> Option<ExitStatus> {
-        let Some(children) = &process.children else { return process::foreign_exit_status(&*process.pidfd) };
-        self.reap();
-        lock(children).get(&process.id.pid).copied().flatten()
+        match &process.child {
+            Some(child) => child.status(),
+            None => process::foreign_exit_status(&*process.pidfd),
+        }
     }
 
     fn reap(&mut self) -> bool {
-        let mut children = lock(&self.children);
-        orphans::reap(|pid, status| {
-            // Those that are not in the map are orphans of a run, or were given up behind their gate.
-            if let Some(known) = children.get_mut(&pid) {
-                *known = Some(status);
-            }
-        })
+        orphans::reap_all()
     }
 
     fn watch_process(&mut self, run: RunId, role: Role, process: &HostProcess) -> Result<(), KernelError> {

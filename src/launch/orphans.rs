@@ -4,6 +4,9 @@
 //! a program that reaps nothing, or late. As a child subreaper (Linux 3.4) the client of a foreground run, or the
 //! instance for its detached ones, is the parent instead, so that a finished run leaves no entry in the process table.
 
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use nix::errno::Errno;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 
@@ -27,4 +30,49 @@ pub fn reap(mut ended: impl FnMut(u32, ExitStatus)) -> bool {
             Ok(_) => return true,
         }
     }
+}
+
+/// How the children that somebody holds ended; none for one that lives. One table for the process, as there is one
+/// parent: the others that are reaped are orphans, or were given up behind their gate, and are forgotten.
+static CHILDREN: Mutex<BTreeMap<u32, Option<ExitStatus>>> = Mutex::new(BTreeMap::new());
+
+fn children() -> MutexGuard<'static, BTreeMap<u32, Option<ExitStatus>>> {
+    CHILDREN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A child of ours whose exit status will be asked for.
+#[derive(Debug)]
+pub struct Child(u32);
+
+impl Child {
+    /// Starts a child and remembers it, with no chance for it to be reaped and forgotten in between.
+    pub fn start<T, E>(start: impl FnOnce() -> Result<T, E>, pid: impl FnOnce(&T) -> u32) -> Result<(T, Self), E> {
+        let mut children = children();
+        let started = start()?;
+        let pid = pid(&started);
+        children.insert(pid, None);
+        Ok((started, Self(pid)))
+    }
+
+    /// How it ended, if it has.
+    pub fn status(&self) -> Option<ExitStatus> {
+        reap_all();
+        children().get(&self.0).copied().flatten()
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        children().remove(&self.0);
+    }
+}
+
+/// Reaps every child that has exited. False once there is no child any more.
+pub fn reap_all() -> bool {
+    let mut children = children();
+    reap(|pid, status| {
+        if let Some(known) = children.get_mut(&pid) {
+            *known = Some(status);
+        }
+    })
 }
