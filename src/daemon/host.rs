@@ -3,7 +3,7 @@
 //! Owns the wiring of the readers, hands and poller of `kernel` and the launch of `launch` into the trait [`Kernel`].
 //! Decides nothing.
 
-use std::cell::{OnceCell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -26,6 +26,9 @@ use crate::model::{CgroupIdentity, ExitStatus, Now, ProcessId, Resources, RunId,
 
 /// How long opening a gate waits for execve. A file on a network that hangs must not hold up the engine.
 const EXEC_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Where journald listens.
+const JOURNAL: &str = "/run/systemd/journal/socket";
 
 /// The part of the descriptors that may be kept open for sampling; the rest is for runs, clients and the store.
 const KEPT_SHARE: usize = 4;
@@ -92,6 +95,9 @@ pub struct HostCgroup {
 struct Counter {
     file: &'static str,
     kept: OnceCell<(OwnedFd, Arc<()>)>,
+    /// There was no such file at the first reading: the controller is not enabled, and /proc serves for as long as the
+    /// run lives.
+    absent: Cell<bool>,
 }
 
 /// A process of a run.
@@ -107,7 +113,7 @@ pub struct HostProcess {
 
 impl Counter {
     fn new(file: &'static str) -> Self {
-        Self { file, kept: OnceCell::new() }
+        Self { file, kept: OnceCell::new(), absent: Cell::new(false) }
     }
 
     /// Reads the file. The descriptor is kept while the host has some to spare: a read through it costs 2 µs, opening
@@ -200,6 +206,26 @@ impl Host {
         self.reserved.remove(&run).and_then(|dir| self.cgroup(dir).ok())
     }
 
+    /// What is missing on this host, and what follows, in sentences.
+    pub fn notes(&self) -> Vec<String> {
+        let missing = self.subtree.missing_controllers();
+        let controllers = (!missing.is_empty()).then(|| {
+            format!(
+                "the controllers {} are not available in {}: limits that need them cannot be enforced, and usage is read \
+                 from /proc; on a host that gives them to cgroup v1, boot with systemd.unified_cgroup_hierarchy=1",
+                missing.join(", "),
+                self.subtree.path().display()
+            )
+        });
+        let kill = (!self.subtree.has_cgroup_kill()).then(|| {
+            "this kernel has no cgroup.kill (Linux 5.14): runs are frozen and killed process by process".to_owned()
+        });
+        let journal = (!Path::new(JOURNAL).exists()).then(|| {
+            format!("no journald listens at {JOURNAL}: the audit is in the database alone (`guardian audit`)")
+        });
+        [controllers, kill, journal].into_iter().flatten().collect()
+    }
+
     /// The directory that holds the runs' cgroups.
     pub fn subtree(&self) -> &Path {
         self.subtree.path()
@@ -228,7 +254,11 @@ impl Host {
     }
 
     fn memory_bytes(&self, cgroup: &HostCgroup) -> Result<Option<u64>, KernelError> {
+        if cgroup.memory.absent.get() {
+            return Ok(None);
+        }
         let text = if_there(cgroup.memory.read(&cgroup.dir, self))?;
+        cgroup.memory.absent.set(text.is_none());
         text.map(|t| cgroup.dir.understand(cgroup.memory.file, &t, parse_number)).transpose()
     }
 }

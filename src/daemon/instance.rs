@@ -29,6 +29,7 @@ use crate::store::{self, Batch, Store};
 
 use super::command::{Caller, Command, Commands, Envelope};
 use super::driver::{Driver, Recorder, launch_error};
+use super::footprint;
 use super::history::Readers;
 use super::host::{Host, HostOptions};
 use super::journal::{self, Entry, Journal};
@@ -79,6 +80,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     if !options.foreground {
         redirect_stderr(&state_dir)?;
     }
+    footprint::drop_text();
     instance.serve();
     instance.stop();
     Ok(())
@@ -244,7 +246,7 @@ impl Instance {
             config: files.first().cloned(),
             backend: "cgroupfs".to_owned(),
             started_at: started.wall,
-            notes: Vec::new(),
+            notes: driver.kernel.notes(),
         };
         let processes: bus::ProcessReader = Arc::new(launcher::processes_of);
         let services = Services::new(commands.clone(), published.clone(), readers, processes, about, signals);

@@ -11,6 +11,7 @@ use super::{Effect, Engine, FIRST_PROBE, Found, Main, RECORD_WAIT, Run, State, U
 impl Engine {
     pub(super) fn adopt(&mut self, mut run: Run, found: Found, now: Now) {
         let id = run.spec.id;
+        run.adopted = true;
         let launched = !matches!(run.state, State::Accepting | State::Containing);
         match found {
             Found::Rebooted => {

@@ -12,6 +12,8 @@ use super::{Effect, Engine, FIRST_STATUS, Main, RECORD_WAIT, Removal, Run, STATU
 
 /// Removal gives EBUSY for some milliseconds after `populated 0`; this often it is tried again, about 5 s in all.
 const REMOVALS: u32 = 60;
+/// What a gated child exits with that executed nothing.
+const NOTHING_EXECUTED: i32 = 125;
 const LONGEST_REMOVAL_WAIT: Duration = Duration::from_millis(100);
 
 impl Run {
@@ -39,6 +41,13 @@ impl Run {
     /// How the run ended; none while it depends on a status that is still to come.
     fn outcome(&self, kill: Option<&Kill>) -> Option<Outcome> {
         let natural = match self.main {
+            // The status of a gated child that executed nothing, of a launch that another instance did not complete.
+            Main::Exited { status: Some(ExitStatus::Exited(NOTHING_EXECUTED)), .. }
+                if self.adopted && !self.executing =>
+            {
+                let why = "the instance stopped during its launch, and nothing was executed";
+                Some(Outcome::Lost { why: why.to_owned() })
+            }
             Main::Exited { status: Some(ExitStatus::Exited(code)), .. } => Some(Outcome::Exited { code }),
             Main::Exited { status: Some(ExitStatus::Signaled(9)), oom: true, .. } => Some(Outcome::Oom),
             Main::Exited { status: Some(ExitStatus::Signaled(signal)), .. } => Some(Outcome::Signaled { signal }),
@@ -91,14 +100,18 @@ impl Engine {
         }
     }
 
-    pub(super) fn status_known(&mut self, id: RunId, status: ExitStatus, now: Now) {
+    pub(super) fn status_known(&mut self, id: RunId, status: ExitStatus, reported: bool, now: Now) {
+        if let Some(run) = self.runs.get_mut(&id) {
+            // A client reports what became of a command whose gate it opened.
+            run.executing |= reported;
+        }
         // Who reports has reaped it, so it has exited, whatever the order in which the news came.
         self.main_exited(id, Some(status), false, now);
     }
 
     pub(super) fn status_asked(&mut self, id: RunId, status: Option<ExitStatus>, now: Now) {
         if let Some(status) = status {
-            return self.status_known(id, status, now);
+            return self.status_known(id, status, false, now);
         }
         let Some(run) = self.runs.get_mut(&id) else { return };
         let why = match run.main {

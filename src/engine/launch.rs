@@ -153,7 +153,11 @@ impl Engine {
         self.close_as(id, outcome, None, vec![event], now);
     }
 
-    pub(super) fn gate_opened(&mut self, id: RunId, result: Result<(), String>) {
+    pub(super) fn gate_opened(&mut self, id: RunId, result: Result<(), String>, now: Now) {
+        if let Some(run) = self.runs.get_mut(&id).filter(|r| matches!(r.state, State::Live { .. })) {
+            run.executing = true;
+            self.save(id, Vec::new(), now);
+        }
         let answer = match result {
             Ok(()) => Ok(Answer::Run(id)),
             // The child exits by itself, as a shell's would: the run ends as exited(126) or exited(127).

@@ -130,7 +130,7 @@ impl Engine {
             Event::Reported { run, status, reply } => {
                 let answer = if self.runs.contains_key(&run) { Ok(Answer::Done) } else { Err(Error::no_such_run(run)) };
                 self.effects.push(Effect::Reply(reply, answer));
-                self.status_known(run, status, now);
+                self.status_known(run, status, true, now);
             }
             Event::Recorded(ticket) => self.recorded(ticket, true, now),
             Event::NotRecorded(ticket) => self.recorded(ticket, false, now),
@@ -138,7 +138,7 @@ impl Engine {
             Event::StoreRecovered => self.trouble = None,
             Event::Contained { run, main, cgroup, notices } => self.contained(run, main, cgroup, notices, now),
             Event::NotContained { run, error, cgroup } => self.not_contained(run, error, cgroup, now),
-            Event::GateOpened { run, result } => self.gate_opened(run, result),
+            Event::GateOpened { run, result } => self.gate_opened(run, result, now),
             Event::Probed { run, output } => self.probed(run, output, now),
             Event::MainExited { run, status, oom } => self.main_exited(run, status, oom, now),
             Event::ClientGone(run) => self.client_gone(run, now),
@@ -241,6 +241,7 @@ impl Engine {
             return;
         }
         *ready = true;
+        run.executing = true;
         run.ready = Some(now.wall);
         self.deadlines.clear(id, Due::Probe);
         self.stop_timer(id, Rule::InitTimeout);

@@ -40,6 +40,10 @@ pub struct Run {
     /// A kill that came before the process was contained; it is begun as soon as that is so.
     #[serde(skip)]
     pub early_kill: Option<EarlyKill>,
+    /// Its command is known to be executed: its gate was opened, or it was seen to do something.
+    pub executing: bool,
+    /// It was taken up by an instance that did not launch it.
+    pub adopted: bool,
     /// It is contained, and its gate stays closed until that is on record. Not kept: the next instance finds either a
     /// record of the start, or a run of which nothing was executed.
     #[serde(skip)]
@@ -229,6 +233,8 @@ impl Run {
             frozen: false,
             reasons: Vec::new(),
             early_kill: None,
+            executing: false,
+            adopted: false,
             opening: false,
             launch_reply: reply,
         }

@@ -101,7 +101,11 @@ impl Target<'_> {
             if !is_inside(&process::cgroup(pid)?, self.name) {
                 return Ok(false);
             }
-            signals.iter().try_for_each(|s| process::signal(&pidfd, *s))?;
+            let mut signals = signals.iter();
+            signals.next().map_or(Ok(()), |first| process::signal(&pidfd, *first))?;
+            // The first one may have ended it: then there is nobody for the next, and it counts all the same.
+            signals
+                .try_for_each(|s| process::signal(&pidfd, *s).or_else(|e| if e.is_gone() { Ok(()) } else { Err(e) }))?;
             Ok(true)
         });
         match sent {

@@ -131,6 +131,19 @@ impl Subtree {
         KernelError::from_errno(op, format!("cgroup {}", self.dir.path().join(name).display()), errno)
     }
 
+    /// The controllers that no run here can have.
+    pub fn missing_controllers(&self) -> Vec<&'static str> {
+        let top = self.chain.first().and_then(|top| CgroupDir::open_unchecked(top).ok());
+        let there = top.and_then(|top| top.read("cgroup.controllers").ok()).unwrap_or_default();
+        let is_there = |c: &&str| there.split_ascii_whitespace().any(|t| t == *c);
+        ["memory", "pids", "cpu"].into_iter().filter(|c| !is_there(c)).collect()
+    }
+
+    /// Whether the kernel has `cgroup.kill`.
+    pub fn has_cgroup_kill(&self) -> bool {
+        self.dir.has("cgroup.kill")
+    }
+
     /// The subtree's directory.
     pub fn path(&self) -> &Path {
         self.dir.path()
