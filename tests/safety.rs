@@ -231,7 +231,7 @@ fn environment_and_working_directory_can_be_set_and_are_not_stored() {
     let options = ["--env", "SECRET=pa55word-of-the-test", "--cwd", "/usr"];
     let done = world.run(&options, &["sh", "-c", "echo $SECRET $PWD"]);
     assert_eq!(done.exits(0).stdout, "pa55word-of-the-test /usr\n");
-    let run = world.detach(&options, &["sh", "-c", "test \"$SECRET\" = pa55word-of-the-test && pwd"]);
+    let run = world.detach(&options, &["sh", "-c", "test ${#SECRET} = 20 && pwd"]);
     world.guardian(["wait", &run]).exits(0);
     assert_eq!(world.guardian(["logs", &run]).exits(0).stdout, "/usr\n");
     for file in std::fs::read_dir(world.state()).unwrap().flatten().map(|e| e.path()).filter(|p| p.is_file()) {
