@@ -9,13 +9,28 @@ const MAY_SEE: &[(&str, &[&str])] = &[
     ("model", &[]),
     ("failpoint", &[]),
     ("engine", &["model"]),
-    ("config", &["model"]),
+    // The limits of retention are the store's own words.
+    ("config", &["model", "store::Retention"]),
     ("kernel", &["model", "failpoint"]),
-    ("launch", &["model", "failpoint"]),
+    // The backends work with the kernel's handles; the kernel knows no backend.
+    ("launch", &["model", "kernel", "failpoint"]),
     ("store", &["model", "failpoint"]),
     ("daemon", &["model", "engine", "config", "kernel", "launch", "store", "bus", "failpoint"]),
     ("bus", &["model", "daemon::command", "daemon::published"]),
-    ("cli", &["model", "config", "bus::client", "launch::gate", "daemon::instance"]),
+    // Beside the client, what is said to it and answered by it.
+    (
+        "cli",
+        &[
+            "model",
+            "config",
+            "bus::client",
+            "bus::RunFilter",
+            "bus::AuditReport",
+            "daemon::command::LaunchRequest",
+            "daemon::instance",
+            "launch::gate",
+        ],
+    ),
 ];
 
 /// Longer files are rooms to divide; DESIGN.md says about 500.

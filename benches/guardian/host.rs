@@ -110,9 +110,9 @@ fn status_number(path: &Path, key: &str) -> u64 {
     line.and_then(|l| l.split_whitespace().next()?.parse().ok()).unwrap_or_default()
 }
 
-/// Resident memory of a process.
-pub fn resident_mib(pid: u32) -> f64 {
-    status_number(&PathBuf::from(format!("/proc/{pid}/status")), "VmRSS") as f64 / 1024.0
+/// Resident memory of a process: a line of /proc/PID/status that is in kB.
+pub fn resident_mib(pid: u32, line: &str) -> f64 {
+    status_number(&PathBuf::from(format!("/proc/{pid}/status")), line) as f64 / 1024.0
 }
 
 fn threads(pid: u32) -> Vec<PathBuf> {
