@@ -142,9 +142,13 @@ pub fn wakeups(pid: u32) -> u64 {
 /// Removes what an instance that has stopped left of its own cgroups.
 pub fn remove_subtree(key: &str) {
     let Some(base) = mount().map(|m| m.join("guardian")).filter(|_| !key.is_empty()) else { return };
-    for entry in fs::read_dir(base.join(key)).into_iter().flatten().flatten() {
-        let _ = fs::remove_dir(entry.path());
-    }
-    let _ = fs::remove_dir(base.join(key));
+    // A process that has just ended keeps its cgroup busy for a moment.
+    until("the instance's cgroups are removed", || {
+        for entry in fs::read_dir(base.join(key)).into_iter().flatten().flatten() {
+            let _ = fs::remove_dir(entry.path());
+        }
+        let _ = fs::remove_dir(base.join(key));
+        (!base.join(key).exists()).then_some(())
+    });
     let _ = fs::remove_dir(base);
 }
