@@ -18,7 +18,7 @@ use guardian::daemon::command::{Answer, Command, LaunchRequest};
 use guardian::model::*;
 use zbus::export::futures_core::Stream;
 
-use fake::{Instance, finished, id, instance, live};
+use fake::{Instance, Show, finished, id, instance, live};
 
 fn quiet() -> Instance {
     instance(Box::new(|_, _| Ok(Answer::Done)))
@@ -46,7 +46,7 @@ fn row(seq: u64, run: Option<RunId>) -> AuditRow {
 fn a_view_arrives_as_it_was_published() {
     let i = quiet();
     let (a, b) = (live(1, i.uid), finished(2, i.uid));
-    i.published.put(a.clone());
+    i.published.show(a.clone());
     i.shelf.runs.lock().unwrap().push(b.clone());
     wait(async {
         let client = Client::connect(&i.socket).await.unwrap();
@@ -109,7 +109,7 @@ fn a_hundred_simultaneous_kills_get_a_hundred_equal_answers() {
         std::thread::sleep(Duration::from_micros(300));
         Ok(Answer::Kill(given.clone()))
     }));
-    i.published.put(live(1, i.uid));
+    i.published.show(live(1, i.uid));
     wait(async {
         let client = Client::connect(&i.socket).await.unwrap();
         let mut calls = tokio::task::JoinSet::new();
@@ -126,8 +126,8 @@ fn a_hundred_simultaneous_kills_get_a_hundred_equal_answers() {
 #[test]
 fn a_run_is_found_by_a_unique_beginning_only_by_who_may_see_it() {
     let i = quiet();
-    i.published.put(live(0x1111_0000_0001, i.uid));
-    i.published.put(live(0x1111_0000_0002, i.uid));
+    i.published.show(live(0x1111_0000_0001, i.uid));
+    i.published.show(live(0x1111_0000_0002, i.uid));
     i.shelf.runs.lock().unwrap().push(finished(0x2222_0000_0000, i.uid));
     i.shelf.runs.lock().unwrap().push(finished(0x3333_0000_0000, i.uid + 1));
     wait(async {
@@ -151,7 +151,7 @@ fn a_run_is_found_by_a_unique_beginning_only_by_who_may_see_it() {
 #[test]
 fn a_wait_ends_with_the_run_or_with_its_time() {
     let i = quiet();
-    i.published.put(live(1, i.uid));
+    i.published.show(live(1, i.uid));
     wait(async {
         let client = Client::connect(&i.socket).await.unwrap();
         let early = client.wait("run_000000000001", Some(Duration::from_millis(30))).await.unwrap_err();
@@ -172,7 +172,7 @@ fn a_wait_ends_with_the_run_or_with_its_time() {
 #[test]
 fn the_audit_is_read_by_cursor_and_by_run() {
     let i = quiet();
-    i.published.put(live(1, i.uid));
+    i.published.show(live(1, i.uid));
     let rows: Vec<_> = (1..=5).map(|n| row(n, (n % 2 == 0).then(|| id(1)))).collect();
     *i.shelf.rows.lock().unwrap() = rows.clone();
     wait(async {
@@ -231,7 +231,7 @@ fn interface(xml: &str, name: &str) -> String {
 #[test]
 fn the_service_is_what_the_introspection_file_says() {
     let i = quiet();
-    i.published.put(live(1, i.uid));
+    i.published.show(live(1, i.uid));
     let file = std::fs::read_to_string("packaging/dbus/org.guardian.Guardian1.xml").unwrap();
     wait(async {
         let stream = std::os::unix::net::UnixStream::connect(&i.socket).unwrap();
@@ -285,7 +285,7 @@ fn busctl(i: &Instance, arguments: &[&str]) -> Option<String> {
 #[test]
 fn busctl_works_on_the_private_socket() {
     let i = quiet();
-    i.published.put(live(1, i.uid));
+    i.published.show(live(1, i.uid));
     let run = bus::run_path(id(1));
     let Some(text) =
         busctl(&i, &["call", bus::BUS_NAME, bus::MANAGER_PATH, bus::MANAGER_INTERFACE, "GetRun", "s", "0"])
@@ -349,7 +349,7 @@ fn who_listens_is_told() {
 fn measure() {
     let i = quiet();
     for n in 0..1000 {
-        i.published.put(live(n, i.uid));
+        i.published.show(live(n, i.uid));
     }
     wait(async {
         let client = Client::connect(&i.socket).await.unwrap();

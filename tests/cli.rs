@@ -9,7 +9,7 @@ use std::process::{Command as Process, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use fake::{Instance, finished, id, instance, live};
+use fake::{Instance, Show, finished, id, instance, live};
 use guardian::daemon::command::{Answer, Command};
 use guardian::model::*;
 
@@ -27,12 +27,12 @@ fn guarding() -> (Instance, Asked) {
         Command::Attach { request, child: pidfd } => {
             log.lock().unwrap().push(format!("attach {}", String::from_utf8_lossy(&request.argv[0])));
             child = Some(pidfd.try_clone().unwrap());
-            published.put(live(1, uid));
+            published.show(live(1, uid));
             Ok(Answer::Run(id(1)))
         }
         Command::Start { request } => {
             log.lock().unwrap().push(format!("start {}", request.env.len()));
-            published.put(live(2, uid));
+            published.show(live(2, uid));
             Ok(Answer::Run(id(2)))
         }
         Command::Kill { run, mode, text } => {
@@ -136,7 +136,7 @@ fn a_run_outlives_its_instance() {
     let mut process = guardian(&first);
     let child = process.args(["run", "sh", "-c", "sleep 1; exit 5"]).stderr(Stdio::piped()).spawn().unwrap();
     within("attached", || !asked.lock().unwrap().is_empty());
-    second.published.put(live(1, second.uid));
+    second.published.show(live(1, second.uid));
     std::fs::rename(&second.socket, &first.socket).unwrap();
     first.stop.take().unwrap().send(()).unwrap();
     let out = child.wait_with_output().unwrap();
@@ -188,7 +188,7 @@ fn a_detached_run_prints_its_id_and_gets_the_environment() {
 #[test]
 fn kill_shows_the_receipt() {
     let (i, _) = guarding();
-    i.published.put(live(2, i.uid));
+    i.published.show(live(2, i.uid));
     let (status, out, err) = output(&i, &["kill", "run_000000000002", "--reason", "enough"]);
     assert_eq!(status, Some(0), "{err}");
     assert!(out.contains("SIGTERM to 2 processes, no cgroup.kill needed, 0 survivors, 4 ms"), "{out}");
@@ -198,8 +198,8 @@ fn kill_shows_the_receipt() {
 #[test]
 fn refusals_have_their_exit_statuses() {
     let (i, _) = guarding();
-    i.published.put(live(0x1111_0000_0001, i.uid));
-    i.published.put(live(0x1111_0000_0002, i.uid));
+    i.published.show(live(0x1111_0000_0001, i.uid));
+    i.published.show(live(0x1111_0000_0002, i.uid));
     i.shelf.runs.lock().unwrap().push(finished(3, i.uid));
     let status = |arguments: &[&str]| output(&i, arguments).0.unwrap();
     assert_eq!(status(&["show", "run_999999999999"]), 3);
@@ -216,7 +216,7 @@ fn lists_are_for_people_and_for_programs() {
     let (i, _) = guarding();
     let mut view = live(1, i.uid);
     view.spec.command = vec!["printf".into(), "\x1b[2J\nrun_0 fake".into()];
-    i.published.put(view);
+    i.published.show(view);
     i.shelf.runs.lock().unwrap().push(finished(3, i.uid));
     let (status, out, err) = output(&i, &["ps"]);
     assert_eq!((status, err.as_str()), (Some(0), ""));

@@ -9,28 +9,13 @@ const MAY_SEE: &[(&str, &[&str])] = &[
     ("model", &[]),
     ("failpoint", &[]),
     ("engine", &["model"]),
-    // The limits of retention are the store's own words.
-    ("config", &["model", "store::Retention"]),
+    ("config", &["model"]),
     ("kernel", &["model", "failpoint"]),
-    // The backends work with the kernel's handles; the kernel knows no backend.
-    ("launch", &["model", "kernel", "failpoint"]),
+    ("launch", &["model", "kernel"]),
     ("store", &["model", "failpoint"]),
     ("daemon", &["model", "engine", "config", "kernel", "launch", "store", "bus", "failpoint"]),
     ("bus", &["model", "daemon::command", "daemon::published"]),
-    // Beside the client, what is said to it and answered by it.
-    (
-        "cli",
-        &[
-            "model",
-            "config",
-            "bus::client",
-            "bus::RunFilter",
-            "bus::AuditReport",
-            "daemon::command::LaunchRequest",
-            "daemon::instance",
-            "launch::gate",
-        ],
-    ),
+    ("cli", &["model", "config", "bus::client", "launch::gate", "launch::orphans", "daemon::instance"]),
 ];
 
 /// Longer files are rooms to divide; DESIGN.md says about 500.

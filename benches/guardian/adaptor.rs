@@ -144,8 +144,9 @@ fn request(command: &[&str]) -> LaunchRequest {
 
 /// Fills the database of a state directory as an instance would have.
 fn write_history(state: &std::path::Path, events: u64) {
+    use guardian::model::Retention;
     use guardian::model::{Actor, EventKind, Wall};
-    use guardian::store::{Batch, Retention, Store, Write};
+    use guardian::store::{Batch, Store, Write};
 
     let store = Store::open(state).unwrap().store;
     let keep = Retention { max_age: None, max_bytes: None };

@@ -121,6 +121,7 @@ impl Request<'_> {
         let live = self.services.published.live();
         let mut ids: Vec<RunId> = live
             .iter()
+            .map(|l| &l.view)
             .filter(|v| may_see(self.caller, v) && v.spec.id.to_string().starts_with(&prefix))
             .map(|v| v.spec.id)
             .collect();

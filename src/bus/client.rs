@@ -4,7 +4,7 @@
 //! live runs up.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -22,7 +22,7 @@ use super::launch::LaunchDict;
 use super::manager::{AuditDict, FilterDict, WireEvent};
 use super::view::{self, KillDict, RunDict, WireProcess, usec};
 use super::wire::{self, Marshalled};
-use super::{AuditReport, BUS_NAME, MANAGER_INTERFACE, MANAGER_PATH, RUN_INTERFACE, RunFilter, run_path};
+use super::{BUS_NAME, MANAGER_INTERFACE, MANAGER_PATH, RUN_INTERFACE, run_path};
 use crate::daemon::command::LaunchRequest;
 use crate::model::{
     AuditEvent, AuditRow, Error, ErrorKind, EventKind, ExitStatus, KillAnswer, KillMode, ProcessSeen, RunId, RunView,
@@ -30,6 +30,7 @@ use crate::model::{
 };
 
 pub use super::manager::Description;
+pub use super::{AuditReport, RunFilter};
 
 /// The time that connecting may take.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -38,7 +39,7 @@ const CALL: Duration = Duration::from_secs(30);
 /// The time that checking the whole audit may take.
 const VERIFY: Duration = Duration::from_secs(600);
 /// The longest path that fits into a socket address.
-const ADDRESS_MAX: usize = 107;
+pub(super) const ADDRESS_MAX: usize = 107;
 
 /// A connection to an instance.
 #[derive(Debug, Clone)]
@@ -127,6 +128,12 @@ impl Client {
     pub async fn start(&self, request: &LaunchRequest) -> Result<RunId, Error> {
         let (id, _): (String, OwnedObjectPath) = self.call("StartRun", &(LaunchDict::from(request),)).await?;
         id_from(&id)
+    }
+
+    /// ReserveRun: an id for a foreground run and, where the instance has it to give, its cgroup.
+    pub async fn reserve(&self) -> Result<(RunId, Option<OwnedFd>), Error> {
+        let (id, cgroup): (String, Vec<zbus::OwnedFd>) = self.call("ReserveRun", &()).await?;
+        Ok((id_from(&id)?, cgroup.into_iter().next().map(Into::into)))
     }
 
     /// AttachRun: contains the gated child.

@@ -8,7 +8,7 @@ use zbus::{Array, OwnedVariant, SerializeDict, Signature, Type, Variant};
 
 use super::view::usec;
 use crate::daemon::command::LaunchRequest;
-use crate::model::{Error, Readiness, valid_workflow_name};
+use crate::model::{Error, ErrorKind, InvalidRunId, Readiness, valid_workflow_name};
 
 /// The most bytes that the command and its arguments may have together.
 const COMMAND_MAX: usize = 1 << 20;
@@ -21,7 +21,7 @@ const NAME_MAX: usize = 128;
 /// The longest duration, in microseconds: 100 years, as in the configuration.
 const DURATION_MAX: u64 = 100 * 365 * 24 * 3600 * 1_000_000;
 
-const KEYS: [&str; 12] = [
+const KEYS: [&str; 13] = [
     "Workflow",
     "Name",
     "Command",
@@ -31,6 +31,7 @@ const KEYS: [&str; 12] = [
     "MaxRuntimeUSec",
     "GraceUSec",
     "Readiness",
+    "Run",
     "MemoryMaxBytes",
     "TasksMax",
     "CPUMaxPercent",
@@ -52,6 +53,7 @@ pub struct LaunchDict {
     #[zbus(rename = "GraceUSec")]
     grace_usec: Option<u64>,
     readiness: Option<String>,
+    run: Option<String>,
     memory_max_bytes: Option<u64>,
     tasks_max: Option<u64>,
     #[zbus(rename = "CPUMaxPercent")]
@@ -71,6 +73,7 @@ impl From<&LaunchRequest> for LaunchDict {
             max_runtime_usec: duration(r.limits.max_runtime),
             grace_usec: r.limits.grace.map(usec),
             readiness: r.limits.readiness.map(|r| r.as_str().into()),
+            run: r.reserved.map(|id| id.to_string()),
             memory_max_bytes: r.limits.memory_max_bytes.map(|m| m.unwrap_or(u64::MAX)),
             tasks_max: r.limits.tasks_max.map(|m| m.unwrap_or(u64::MAX)),
             cpu_max_percent: r.limits.cpu_max_percent.map(|m| m.unwrap_or(u32::MAX)),
@@ -107,6 +110,11 @@ pub fn parse(dict: &HashMap<String, OwnedVariant>) -> Result<LaunchRequest, Erro
             }
             "Readiness" => {
                 request.limits.readiness = Some(text(key, value)?.parse::<Readiness>().map_err(Error::invalid)?)
+            }
+            "Run" => {
+                let id = text(key, value)?.parse();
+                request.reserved =
+                    Some(id.map_err(|e: InvalidRunId| Error::new(ErrorKind::InvalidRunId, e.to_string()))?);
             }
             "MemoryMaxBytes" => request.limits.memory_max_bytes = Some(limit(key, value)?),
             "TasksMax" => request.limits.tasks_max = Some(limit(key, value)?),
@@ -237,6 +245,7 @@ mod tests {
 
     use super::*;
     use crate::model::LimitUpdate;
+    use crate::model::RunId;
 
     fn request() -> LaunchRequest {
         LaunchRequest { argv: vec![b"sh".to_vec(), b"-c".to_vec()], cwd: b"/tmp".to_vec(), ..LaunchRequest::default() }
@@ -270,6 +279,7 @@ mod tests {
             cpu_max_percent: Some(Some(150)),
         };
         let full = LaunchRequest {
+            reserved: Some(RunId::from_bytes([1; 6])),
             workflow: Some("builder".into()),
             name: Some("näme".into()),
             argv: vec![b"printf".to_vec(), b"\xff\xfe".to_vec(), b"".to_vec()],

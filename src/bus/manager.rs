@@ -15,7 +15,7 @@ use super::wire::Marshalled;
 use super::{RunFilter, Services, access, launch, run_path};
 use crate::daemon::command::{Answer, Caller, Command};
 use crate::daemon::published::Ending;
-use crate::model::{AuditRow, Error, ErrorKind, KillMode, Phase, Rule, RunId, Wall};
+use crate::model::{AuditRow, Error, ErrorKind, KillMode, Phase, Rule, RunId, RunView, Wall};
 
 /// The most audit rows in one answer.
 const EVENTS_MAX: u32 = 10_000;
@@ -227,6 +227,18 @@ impl Manager {
         self.launched(Command::Start { request: launch::parse(&options)? }).await
     }
 
+    /// Reserves an id for a foreground run, for some seconds. Where cgroups are the instance's own, the run's comes with
+    /// it: a child that is forked into it (CLONE_INTO_CGROUP) need not be moved. AttachRun with this id follows.
+    #[zbus(out_args("run_id", "control_group"))]
+    async fn reserve_run(&self) -> Result<(String, Vec<zbus::OwnedFd>), Refusal> {
+        let _turn = self.turn().await?;
+        let (cgroup, given) = tokio::sync::oneshot::channel();
+        match self.request().ask(Command::Reserve { cgroup }).await? {
+            Answer::Run(id) => Ok((id.to_string(), given.await.ok().map(Into::into).into_iter().collect())),
+            other => Err(Error::internal(format!("the engine answered {other:?}")).into()),
+        }
+    }
+
     /// Contains a gated child of the caller. The answer comes once it is in its cgroup: the gate may be opened.
     #[zbus(out_args("run_id", "path"))]
     async fn attach_run(
@@ -344,12 +356,13 @@ impl Manager {
                 over = self.request().read(move |h| h.runs(&stored)).await?;
             }
             // Rows of live runs are older than the published views, which count.
-            let seen: HashSet<RunId> = live.iter().map(|v| v.spec.id).collect();
+            let seen: HashSet<RunId> = live.iter().map(|v| v.view.spec.id).collect();
             over.retain(|v| v.phase == Phase::Finished && !seen.contains(&v.spec.id));
         }
-        let live = live.iter().map(Arc::as_ref).filter(|v| filter.admits(v));
-        let views = live.chain(&over).filter(|v| access::may_see(&self.caller, v));
-        Ok(Marshalled::of(views.map(RunDict::from)))
+        let shown = |v: &RunView| access::may_see(&self.caller, v);
+        let live = live.iter().filter(|l| filter.admits(&l.view) && shown(&l.view));
+        let live = live.map(|l| RunDict::with_usage(&l.view, l.usage.get()));
+        Ok(Marshalled::of(live.chain(over.iter().filter(|v| shown(v)).map(RunDict::from))))
     }
 
     /// The object of a run, by its id or the unique beginning of one.

@@ -18,7 +18,7 @@ mod launch;
 mod manager;
 mod run;
 mod server;
-mod socket;
+pub mod socket;
 mod view;
 mod wire;
 

@@ -1,4 +1,4 @@
-//! A unix socket for zbus that lets the server look at each message before it is dispatched. zbus has no fallback for
+//! The unix socket: bound at paths of any length, and halves for zbus that let the server look at each message before it is dispatched. zbus has no fallback for
 //! object paths, and a thousand objects on each connection would cost a megabyte: so the object of a run is made when a
 //! message for it arrives.
 
@@ -6,10 +6,13 @@ use std::fmt;
 use std::future::Future;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use rustix::fs::{Mode, OFlags};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
 };
@@ -18,6 +21,20 @@ use tokio::net::UnixStream;
 use zbus::Message;
 use zbus::connection::socket::{ReadHalf, Split, WriteHalf};
 use zbus::fdo::ConnectionCredentials;
+
+use super::client::{ADDRESS_MAX, short_path};
+
+/// Binds a listener, however long the path is.
+pub fn bind(path: &Path) -> io::Result<UnixListener> {
+    if path.as_os_str().len() <= ADDRESS_MAX {
+        return UnixListener::bind(path);
+    }
+    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let dir = rustix::fs::open(dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    UnixListener::bind(short_path(dir.as_fd(), Path::new(name)))
+}
 
 /// As many descriptors as one message may carry. AttachRun carries one.
 const FDS_MAX: usize = 8;

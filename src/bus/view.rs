@@ -193,6 +193,13 @@ pub fn steps(receipt: &Receipt) -> Vec<WireStep> {
 
 impl From<&RunView> for RunDict {
     fn from(v: &RunView) -> Self {
+        Self::with_usage(v, v.usage)
+    }
+}
+
+impl RunDict {
+    /// A run with what it uses now, which live views do not hold.
+    pub fn with_usage(v: &RunView, usage: Usage) -> Self {
         let RunSpec { limits, .. } = &v.spec;
         let receipt = v.receipt.as_ref();
         Self {
@@ -241,9 +248,9 @@ impl From<&RunView> for RunDict {
             kill_survivors: receipt.map(|r| r.survivors),
             kill_processes: receipt.map(|r| processes(&r.processes)),
             kill_processes_total: receipt.map(|r| r.processes_total),
-            cpu_usage_nsec: v.usage.cpu_usec.map(|u| u.saturating_mul(1000)),
-            memory_current_bytes: v.usage.memory_bytes,
-            tasks_current: v.usage.tasks,
+            cpu_usage_nsec: usage.cpu_usec.map(|u| u.saturating_mul(1000)),
+            memory_current_bytes: usage.memory_bytes,
+            tasks_current: usage.tasks,
             notices: some(v.notices.clone()),
         }
     }

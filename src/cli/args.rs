@@ -305,9 +305,6 @@ pub struct InstanceArgs {
     /// Start another process that is nobody's child, and return
     #[arg(long)]
     pub detach: bool,
-    /// The time without a run and a connection after which it exits
-    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "60s")]
-    pub idle_exit: Duration,
 }
 
 fn workflow(text: &str) -> Result<String, String> {

@@ -1,25 +1,72 @@
 //! `config`: checks and shows the configuration, without an instance.
 
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
 use super::Done;
 use super::args::ConfigVerb;
-use super::output::{Output, escape};
+use super::output::{Output, escape, note};
 use super::session::Session;
-use crate::config;
+use crate::config::{Config, ConfigErrors, load_for_user};
+use crate::model::Limits;
 
-/// Checks or shows.
+/// The exit status of a configuration that is wrong: a value that makes no sense.
+const WRONG: i32 = 2;
+
+/// Checks or shows. Every mistake of every file is told, not the first alone.
 pub fn main(verb: &ConfigVerb, session: &Session, out: &Output) -> Done {
-    let file = match verb {
+    let named = match verb {
         ConfigVerb::Check { file: Some(file) } => Some(file.as_path()),
         ConfigVerb::Check { file: None } | ConfigVerb::Show => session.config(),
     };
-    let loaded = config::load(file)?;
+    let (config, files) = match load_for_user(named) {
+        Ok(loaded) => loaded,
+        Err(ConfigErrors(problems)) => {
+            problems.iter().for_each(|p| note(p.to_string()));
+            return Ok(WRONG);
+        }
+    };
     match verb {
-        ConfigVerb::Show => out.line(loaded.text)?,
         ConfigVerb::Check { .. } => {
-            let files: Vec<_> = loaded.files.iter().map(|f| escape(&f.to_string_lossy())).collect();
+            let files: Vec<_> = files.iter().map(|f| escape(&f.to_string_lossy())).collect();
             let what = if files.is_empty() { "the defaults (there is no file)".to_owned() } else { files.join(", ") };
             out.line(format!("{what}: good"))?;
         }
+        ConfigVerb::Show if out.json => out.json(&shape(&config))?,
+        ConfigVerb::Show => out.line(config.to_string().trim_end())?,
     }
     Ok(0)
+}
+
+fn shape(config: &Config) -> Value {
+    let usec = |d: Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
+    let limits = |l: &Limits| {
+        json!({
+            "init_timeout_usec": l.init_timeout.map(usec),
+            "max_runtime_usec": l.max_runtime.map(usec),
+            "grace_usec": usec(l.grace),
+            "readiness": l.readiness,
+            "memory_max_bytes": l.resources.memory_max_bytes,
+            "tasks_max": l.resources.tasks_max,
+            "cpu_max_percent": l.resources.cpu_max_percent,
+        })
+    };
+    let workflows: serde_json::Map<_, _> =
+        config.workflows.keys().map(|name| (name.clone(), limits(&config.limits(name)))).collect();
+    json!({
+        "defaults": limits(&config.defaults),
+        "workflows": workflows,
+        "instance": {
+            "sample_interval_usec": usec(config.instance.sample_interval),
+            "idle_exit_usec": config.instance.idle_exit.map(usec),
+            "log_max_bytes": config.instance.log_max_bytes,
+            "max_runs": config.instance.max_runs,
+        },
+        "retention": {
+            "max_age_usec": config.retention.max_age.map(usec),
+            "max_size_bytes": config.retention.max_bytes,
+        },
+        "cgroup": config.cgroup,
+    })
 }

@@ -7,7 +7,7 @@ use super::output::{Output, Tone, escape, table};
 use super::session::Session;
 use super::{Done, audit, list, now, show};
 use crate::bus::client::Client;
-use crate::daemon::command::LaunchRequest;
+use crate::model::LaunchRequest;
 use crate::model::{Error, ErrorKind, LimitUpdate, Outcome, Readiness, RunId, RunView};
 
 /// The whole demo takes about ten seconds; this long it may take.
@@ -55,6 +55,7 @@ pub async fn main(session: &Session, out: &Output) -> Done {
     let mut runs = Vec::new();
     for act in acts() {
         let request = LaunchRequest {
+            reserved: None,
             workflow: Some("demo".into()),
             name: Some(act.name.into()),
             argv: ["sh", "-c", act.script].map(|a| a.as_bytes().to_vec()).to_vec(),

@@ -4,7 +4,7 @@
 use serde_json::{Map, Value, json};
 
 use super::output::utc_time;
-use crate::bus::AuditReport;
+use crate::bus::client::AuditReport;
 use crate::bus::client::Description;
 use crate::model::{AuditRow, KillAnswer, Outcome, ProcessId, ProcessSeen, Receipt, RunView, Wall};
 

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use super::args::RunArgs;
-use crate::daemon::command::LaunchRequest;
+use crate::model::LaunchRequest;
 use crate::model::{Error, LimitUpdate};
 
 /// The request of these options. The working directory is where this process is.
@@ -27,6 +27,7 @@ pub fn request(args: &RunArgs) -> Result<LaunchRequest, Error> {
             tasks_max: args.tasks_max.map(|l| l.0),
             cpu_max_percent: args.cpu_max.map(|l| percent(l.0)),
         },
+        reserved: None,
     })
 }
 

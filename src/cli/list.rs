@@ -6,8 +6,8 @@ use super::args::{FilterArgs, HistoryArgs, PsArgs};
 use super::output::{Output, clip, command_line, escape, health_tone, human_size, local_time};
 use super::session::Session;
 use super::{Done, json, now};
-use crate::bus::RunFilter;
 use crate::bus::client::Client;
+use crate::bus::client::RunFilter;
 use crate::model::{Health, Phase, RunView, Wall, human_duration};
 
 /// The widest command in a table.

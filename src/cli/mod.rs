@@ -88,12 +88,16 @@ fn serve(args: InstanceArgs, session: &Session) -> Done {
     }
     // A session of its own: no terminal, and no signal meant for whoever started it. Fails only for a group leader.
     let _ = rustix::process::setsid();
-    instance::run(instance::Options {
+    let options = instance::Options {
         state_dir: session.state_dir().to_owned(),
         config: session.config().map(Into::into),
-        idle_exit: Some(args.idle_exit),
-    })?;
-    Ok(0)
+        foreground: false,
+    };
+    match instance::run(&options) {
+        // Of several that are started at once, one serves.
+        Err(e) if e.is::<instance::AlreadyServed>() => Ok(0),
+        served => served.map(|()| 0),
+    }
 }
 
 /// Says what failed, and gives the exit status of its kind.

@@ -1,8 +1,8 @@
 //! `run`: a command as if guardian were not there, but contained, watched, and ended whole.
 //!
 //! ```text
-//!  fork the gated child ─▶ connect (start the instance) ─▶ AttachRun(pidfd) ─▶ open the gate
-//!      ▲ before any thread                                      │ refused: the gate closes, nothing was executed
+//!  connect (start the instance) ─▶ ReserveRun ─▶ fork the gated child into its cgroup ─▶ AttachRun ─▶ open the gate
+//!                                                               │ refused: the gate closes, nothing was executed
 //!                                                               ▼
 //!      ┌── the child exits: reap, ReportExit ◀──┐
 //!      │── a signal to us: KillRun              ├── until WaitRun answers: the run is over, its cgroup empty
@@ -15,7 +15,6 @@ use std::process::ExitCode;
 
 use nix::sys::signal::{SigmaskHow, Signal, pthread_sigmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use rustix::process::{WaitId, WaitIdOptions, waitid};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -25,8 +24,9 @@ use super::session::Session;
 use super::terminal::{Terminal, not_ignored};
 use super::{OWN_FAILURE, ending, exit_code, launch, runtime};
 use crate::bus::client::Client;
-use crate::daemon::command::LaunchRequest;
 use crate::launch::gate::{self, Gated};
+use crate::launch::orphans;
+use crate::model::LaunchRequest;
 use crate::model::{Error, ErrorKind, ExitStatus, KillMode, RunId, RunView};
 
 /// `si_code` of a signal that the kernel sent: ^C typed on the terminal, not kill(2).
@@ -62,11 +62,9 @@ fn run(args: &RunArgs, session: &Session, out: &Output) -> Result<i32, Error> {
         return Ok(0);
     }
     let terminal = Terminal::save();
-    let child = gate::foreground(&request.argv, env)
-        .map_err(|e| Error::new(ErrorKind::LaunchFailed, format!("cannot start a process: {e}")))?;
-    // Only now: the child must not have them blocked, and until it is contained they may simply end us, and it.
     let signals = Signals::block()?;
-    let status = runtime()?.block_on(foreground(session, &request, child, signals, terminal.as_ref()));
+    orphans::adopt().map_err(|e| Error::internal(format!("cannot adopt orphans: {e}")))?;
+    let status = runtime()?.block_on(foreground(session, request, env, signals, terminal.as_ref()));
     if let Some(terminal) = terminal {
         terminal.restore();
     }
@@ -75,17 +73,19 @@ fn run(args: &RunArgs, session: &Session, out: &Output) -> Result<i32, Error> {
 
 async fn foreground(
     session: &Session,
-    request: &LaunchRequest,
-    mut child: Gated,
+    request: LaunchRequest,
+    env: Vec<Vec<u8>>,
     signals: Signals,
     terminal: Option<&Terminal>,
 ) -> Result<i32, Error> {
     let attach = async {
-        let client = session.connect().await?;
-        let run = client.attach(request, child.pidfd().as_fd()).await?;
-        Ok::<_, Error>((client, run))
+        let (client, run, cgroup) = reserve(session).await?;
+        let child = gated(&request, env, run, cgroup.as_ref().map(AsFd::as_fd))?;
+        let request = LaunchRequest { reserved: Some(run), ..request };
+        client.attach(&request, child.pidfd().as_fd()).await?;
+        Ok::<_, Error>((client, run, child))
     };
-    let (client, run) = tokio::select! {
+    let (client, run, mut child) = tokio::select! {
         attached = attach => attached?,
         // An instance that does not answer must not hold up ^C. The gate closes; an attached run ends with its process.
         signal = signals.first() => {
@@ -94,10 +94,11 @@ async fn foreground(
             return Ok(128 + signal as i32);
         }
     };
-    let pidfd = child.pidfd().try_clone().map_err(|e| Error::internal(format!("cannot keep a pidfd: {e}")))?;
     // The gate is a blocking read of a few microseconds; nothing else is going on in this thread yet.
-    let executed = child.open_as(run, None);
-    let view = Watch { session, run, pidfd, signals, terminal }.until_over(client).await?;
+    let executed = child.open(None);
+    let main = child.id().pid;
+    let view = Watch { session, run, main, signals, terminal }.until_over(client).await?;
+    reap_all().await;
     if let Err(e) = executed {
         note(escape(&e.to_string()));
         return Ok(e.exit_status());
@@ -112,11 +113,44 @@ async fn foreground(
         .ok_or_else(|| Error::internal(format!("{run} is over without outcome")))
 }
 
+/// Reaps what was orphaned and killed. The cgroup is empty a moment before its last processes are zombies; children that
+/// we were started with, if any, live on.
+async fn reap_all() {
+    for _ in 0..20 {
+        if !orphans::reap(|_, _| ()) {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+    }
+}
+
+/// Connects and reserves the run. An idle instance may exit just then: the next one is asked.
+async fn reserve(session: &Session) -> Result<(Client, RunId, Option<OwnedFd>), Error> {
+    let reserve = async |client: Client| client.reserve().await.map(|(run, cgroup)| (client, run, cgroup));
+    match reserve(session.connect().await?).await {
+        Err(e) if e.kind == ErrorKind::Unavailable => reserve(session.connect().await?).await,
+        reserved => reserved,
+    }
+}
+
+/// The command behind its gate, with the run's id in its environment: the mark by which it is known.
+fn gated(
+    request: &LaunchRequest,
+    mut env: Vec<Vec<u8>>,
+    run: RunId,
+    cgroup: Option<BorrowedFd<'_>>,
+) -> Result<Gated, Error> {
+    env.retain(|e| !e.starts_with(b"GUARDIAN_RUN_ID="));
+    env.push(format!("GUARDIAN_RUN_ID={run}").into_bytes());
+    gate::foreground(&request.argv, env, cgroup)
+        .map_err(|e| Error::new(ErrorKind::LaunchFailed, format!("cannot start a process: {e}")))
+}
+
 /// A run under way.
 struct Watch<'a> {
     session: &'a Session,
     run: RunId,
-    pidfd: OwnedFd,
+    main: u32,
     signals: Signals,
     terminal: Option<&'a Terminal>,
 }
@@ -124,12 +158,13 @@ struct Watch<'a> {
 impl Watch<'_> {
     async fn until_over(self, mut client: Client) -> Result<RunView, Error> {
         let internal = |e: io::Error| Error::internal(format!("cannot wait for the command: {e}"));
-        let exits = readable(self.pidfd.as_fd()).map_err(internal)?;
         let signals = readable(self.signals.0.as_fd()).map_err(internal)?;
         let id = self.run.to_string();
         let mut exited: Option<ExitStatus> = None;
         let mut wanted: Option<(KillMode, String)> = None;
         loop {
+            // The news of an exit may have been read by who waited for the launch.
+            orphans::reap(|pid, status| exited = exited.or((pid == self.main).then_some(status)));
             // What this instance has not heard yet: an earlier one may have died before it acted on it.
             if let Some(status) = exited {
                 heard(client.report_exit(self.run, status).await)?;
@@ -142,16 +177,17 @@ impl Watch<'_> {
             let ended = loop {
                 tokio::select! {
                     ended = &mut over => break ended,
-                    ready = exits.readable(), if exited.is_none() => {
-                        ready.map_err(internal)?.retain_ready();
-                        exited = Some(reap(&self.pidfd).map_err(internal)?);
-                        if let Some(status) = exited {
-                            heard(client.report_exit(self.run, status).await)?;
-                        }
-                    }
                     ready = signals.readable() => {
                         ready.map_err(internal)?.clear_ready();
                         while let Some((signal, code)) = self.signals.next() {
+                            if signal == Signal::SIGCHLD {
+                                let before = exited;
+                                orphans::reap(|pid, status| exited = exited.or((pid == self.main).then_some(status)));
+                                if let Some(status) = exited.filter(|_| before.is_none()) {
+                                    heard(client.report_exit(self.run, status).await)?;
+                                }
+                                continue;
+                            }
                             let typed = signal == Signal::SIGINT && code == SI_KERNEL;
                             if typed && self.terminal.is_some_and(Terminal::command_handles_keys) {
                                 continue;
@@ -208,23 +244,13 @@ fn readable(fd: BorrowedFd<'_>) -> io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::with_interest(fd.try_clone_to_owned()?, Interest::READABLE)
 }
 
-/// Reaps the main process, which has exited.
-fn reap(pidfd: &OwnedFd) -> io::Result<ExitStatus> {
-    let status = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED)?;
-    let status = status.ok_or_else(|| io::Error::other("it has not exited"))?;
-    Ok(match (status.exit_status(), status.terminating_signal()) {
-        (Some(code), _) => ExitStatus::Exited(code & 0xff),
-        (None, Some(signal)) => ExitStatus::Signaled(signal),
-        (None, None) => return Err(io::Error::other("it ended in a way that is not known")),
-    })
-}
-
 /// The signals that mean: end the run.
 struct Signals(SignalFd);
 
 impl Signals {
     fn block() -> Result<Self, Error> {
-        let set = not_ignored(&[Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
+        let mut set = not_ignored(&[Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
+        set.add(Signal::SIGCHLD);
         let failed = |e: nix::Error| Error::internal(format!("cannot take signals: {e}"));
         pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&set), None).map_err(failed)?;
         SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC).map(Self).map_err(failed)
@@ -235,10 +261,12 @@ impl Signals {
         let failed = |e: io::Error| Error::internal(format!("cannot take signals: {e}"));
         let ready = readable(self.0.as_fd()).map_err(failed)?;
         loop {
-            if let Some((signal, _)) = self.next() {
-                return Ok(signal);
+            match self.next() {
+                // The gated child cannot execute anything yet: whoever opens its gate will see that it is gone.
+                Some((Signal::SIGCHLD, _)) => {}
+                Some((signal, _)) => return Ok(signal),
+                None => ready.readable().await.map_err(failed)?.clear_ready(),
             }
-            ready.readable().await.map_err(failed)?.clear_ready();
         }
     }
 

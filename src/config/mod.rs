@@ -11,20 +11,19 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use crate::store::Retention;
-
-use crate::model::{LimitUpdate, Limits, Readiness, Resources};
+use crate::model::{LimitUpdate, Limits, Readiness, Resources, Retention};
 
 mod keys;
 mod load;
 mod problem;
+mod show;
 mod sources;
 #[cfg(test)]
 mod tests;
 mod values;
 
 pub use problem::{ConfigErrors, Problem};
-pub use sources::{Origin, user_config_home};
+pub use sources::{Origin, load_for_user, user_config_home};
 pub use values::{
     check_workflow, parse_count_or_off, parse_duration_or_off, parse_percent, parse_percent_or_off, parse_size,
     parse_size_or_off,

@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::Config;
 use super::{ConfigErrors, Problem};
 
 /// Whose configuration is read. Ask it for its files at every reload: drop-ins come and go.
@@ -35,6 +36,14 @@ impl Origin {
 pub fn user_config_home(xdg_config_home: Option<OsString>, home: Option<OsString>) -> Option<PathBuf> {
     let absolute = |text: OsString| Some(PathBuf::from(text)).filter(|path| path.is_absolute());
     xdg_config_home.and_then(absolute).or_else(|| home.and_then(absolute).map(|home| home.join(".config")))
+}
+
+/// The configuration of a private instance: this file, or what the user has in the usual place; and the files read.
+pub fn load_for_user(file: Option<&Path>) -> Result<(Config, Vec<PathBuf>), ConfigErrors> {
+    let home = || user_config_home(std::env::var_os("XDG_CONFIG_HOME"), std::env::var_os("HOME"));
+    let origin = file.map(|file| Origin::File(file.to_owned())).or_else(|| home().map(Origin::User));
+    let sources = origin.map_or_else(|| Ok(Vec::new()), |origin| origin.sources())?;
+    Ok((Config::load(&sources)?, sources))
 }
 
 fn in_directory(dir: &Path) -> Result<Vec<PathBuf>, ConfigErrors> {

@@ -71,6 +71,8 @@ pub fn start(
 }
 
 async fn obey(signals: SignalFd, commands: &Commands) {
+    // Deprecated because a type could close its descriptor early, which a SignalFd does not; its successor is unsafe.
+    #[allow(deprecated)]
     let Ok(signals) = AsyncFd::new(signals) else { return std::future::pending().await };
     loop {
         let Ok(mut ready) = signals.readable().await else { return };

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-pub use crate::model::Answer;
-use crate::model::{Error, ErrorKind, ExitStatus, KillMode, LimitUpdate, Rule, RunId};
+pub use crate::model::{Answer, LaunchRequest};
+use crate::model::{Error, ErrorKind, ExitStatus, KillMode, Rule, RunId};
 
 /// Who asks, as the kernel gave it with the connection.
 #[derive(Debug, Clone)]
@@ -22,26 +22,16 @@ pub struct Caller {
     pub pidfd: Option<Arc<OwnedFd>>,
 }
 
-/// What a run is to be started with. Every byte string is without NUL and of bounded length (the bus checks).
-#[derive(Debug, Clone, Default)]
-pub struct LaunchRequest {
-    /// The workflow; none is `default`.
-    pub workflow: Option<String>,
-    /// A name for people.
-    pub name: Option<String>,
-    /// The command and its arguments; not empty.
-    pub argv: Vec<Vec<u8>>,
-    /// The whole environment, as `KEY=VALUE`. For a detached run only, and never stored.
-    pub env: Vec<Vec<u8>>,
-    /// The working directory, absolute.
-    pub cwd: Vec<u8>,
-    /// Limits named for this run.
-    pub limits: LimitUpdate,
-}
-
 /// A request.
 #[derive(Debug)]
 pub enum Command {
+    /// Give the caller an id for a foreground run and, where cgroups are ours, the run's cgroup, so that the gated child
+    /// can begin its life in it: to move it there takes 8 to 15 ms on an idle host. Answered with [`Answer::Run`]; the
+    /// id is the caller's for a few seconds.
+    Reserve {
+        /// Where the descriptor of the cgroup goes.
+        cgroup: oneshot::Sender<OwnedFd>,
+    },
     /// Contain a gated child of the caller: a foreground run, which lives and dies with the caller.
     Attach {
         /// What is behind the gate.

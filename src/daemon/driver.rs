@@ -76,6 +76,7 @@ pub struct Driver<K: Kernel, R: Recorder> {
     boot_id: String,
     next_capped: Option<RunId>,
     stale: Vec<K::Cgroup>,
+    childless: bool,
     totals: (u64, u64),
     /// What the store could not take, in order. Bounded by the number of live runs: without a record none is launched.
     backlog: VecDeque<Batch>,
@@ -98,6 +99,7 @@ impl<K: Kernel, R: Recorder> Driver<K, R> {
             next_full_read: None,
             next_capped: None,
             stale: Vec::new(),
+            childless: true,
             totals: (0, 0),
             backlog: VecDeque::new(),
         }
@@ -287,6 +289,13 @@ impl<K: Kernel, R: Recorder> Driver<K, R> {
             Some(Ticket::Kill(_)) => self.totals.1 += 1,
             _ => {}
         }
+        if let Some(Ticket::Finish(run)) = ticket
+            && let Some(held) = self.held.get(&run)
+            && let Some(Ok(usage)) = held.cgroup.as_ref().map(|c| self.kernel.sample(c))
+        {
+            // The counters of the whole run, a moment before its cgroup is removed.
+            held.usage.update(usage);
+        }
         let number = ticket.map(|ticket| {
             let number = self.number();
             self.tickets.insert(number, ticket);
@@ -319,11 +328,19 @@ impl<K: Kernel, R: Recorder> Driver<K, R> {
         }
     }
 
-    /// Does what could not be done before: gives the store what it had no room for, removes what was still in use.
+    /// Whether there is something to catch up with: nothing else may happen for long that would be the occasion.
+    pub fn is_behind(&self) -> bool {
+        // Killed processes become zombies some moments after their cgroup is empty.
+        let unreaped = !self.childless && self.held.is_empty();
+        unreaped || !self.stale.is_empty() || !self.backlog.is_empty()
+    }
+
+    /// Does what could not be done before: gives the store what it had no room for, removes what was still in use, reaps.
     pub fn catch_up(&mut self) {
         for cgroup in std::mem::take(&mut self.stale) {
             self.discard(cgroup);
         }
+        self.childless = !self.kernel.reap();
         self.flush();
     }
 
@@ -452,7 +469,8 @@ impl<K: Kernel, R: Recorder> Driver<K, R> {
     }
 }
 
-fn launch_error(error: &KernelError) -> Error {
+/// Why a run could not be contained.
+pub fn launch_error(error: &KernelError) -> Error {
     let kind = match error {
         KernelError::NotDelegated { .. } => ErrorKind::NotDelegated,
         _ => ErrorKind::LaunchFailed,

@@ -45,14 +45,25 @@ impl History for Readers {
             health: filter.health,
             uid: filter.uid,
             since: filter.since,
-            limit: Some(filter.limit),
+            limit: usize::try_from(filter.limit).ok(),
             ..Filter::finished()
         };
         self.slow().runs(&filter).map_err(unavailable)
     }
 
     fn resolve(&self, prefix: &str, owner: Option<u32>) -> Result<Vec<RunId>, Error> {
-        self.quick().resolve(prefix, owner).map_err(unavailable)
+        let reader = self.quick();
+        let mut ids = reader.resolve(prefix).map_err(unavailable)?;
+        if let Some(owner) = owner {
+            let mut owned = Vec::new();
+            for id in ids {
+                if reader.run(id).map_err(unavailable)?.is_some_and(|view| view.spec.uid == owner) {
+                    owned.push(id);
+                }
+            }
+            ids = owned;
+        }
+        Ok(ids)
     }
 
     fn events(&self, after: u64, max: u32, run: Option<RunId>) -> Result<Vec<AuditRow>, Error> {
@@ -62,10 +73,12 @@ impl History for Readers {
 
     fn verify(&self) -> Result<AuditReport, Error> {
         Ok(match self.slow().verify().map_err(unavailable)? {
-            Verification::Whole { rows, first_seq, last_seq, head } => {
-                AuditReport { rows, first_seq, last_seq, last_hash: head, broken: None }
+            Verification::Intact { rows, first_seq, last_seq, head_hash } => {
+                AuditReport { rows, first_seq, last_seq, last_hash: head_hash, broken: None }
             }
-            Verification::Broken { seq, why } => AuditReport { broken: Some((seq, why)), ..AuditReport::default() },
+            Verification::Broken { seq, good_rows, what } => {
+                AuditReport { rows: good_rows, broken: Some((seq, what)), ..AuditReport::default() }
+            }
         })
     }
 

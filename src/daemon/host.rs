@@ -3,10 +3,11 @@
 //! Owns the wiring of the readers, hands and poller of `kernel` and the launch of `launch` into the trait [`Kernel`].
 //! Decides nothing.
 
-use std::cell::{Cell, OnceCell, RefCell};
+use std::cell::{OnceCell, RefCell};
+use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::{FallocateFlags, Mode, OFlags, fallocate, fstat, stat};
@@ -20,6 +21,7 @@ use crate::kernel::poll::{Poller, Registration, Waker};
 use crate::kernel::{Created, Evidence, Exec, Kernel, KernelError, Notice, Role, clock, evidence, process};
 use crate::launch::cgroupfs::{self, Subtree};
 use crate::launch::gate::{self, Gate};
+use crate::launch::orphans;
 use crate::model::{CgroupIdentity, ExitStatus, Now, ProcessId, Resources, RunId, Usage};
 
 /// How long opening a gate waits for execve. A file on a network that hangs must not hold up the engine.
@@ -59,9 +61,6 @@ impl HostOptions {
     }
 }
 
-/// Children of ours that nobody holds any more and that have not been reaped.
-type Orphans = Arc<Mutex<Vec<Arc<OwnedFd>>>>;
-
 /// The host.
 #[derive(Debug)]
 pub struct Host {
@@ -73,7 +72,8 @@ pub struct Host {
     /// Counted by its clones: one for each descriptor kept for sampling.
     kept: Arc<()>,
     kept_most: usize,
-    orphans: Orphans,
+    /// Cgroups made before their run was launched.
+    reserved: HashMap<RunId, CgroupDir>,
 }
 
 /// A run's cgroup.
@@ -100,22 +100,9 @@ pub struct HostProcess {
     pidfd: Arc<OwnedFd>,
     id: ProcessId,
     gate: Option<Gate>,
-    /// For a child of ours: where it goes unless it is reaped.
-    orphans: Option<Orphans>,
-    status: Cell<Option<ExitStatus>>,
+    /// For a child of ours.
+    child: Option<orphans::Child>,
     watch: RefCell<Option<Registration>>,
-}
-
-impl Drop for HostProcess {
-    fn drop(&mut self) {
-        // Unopened, the child sees the end of the pipe and exits. It is reaped here if it is quick, else later.
-        self.gate = None;
-        if let Some(orphans) = self.orphans.take()
-            && matches!(process::reap(&*self.pidfd), Ok(None))
-        {
-            orphans.lock().unwrap_or_else(PoisonError::into_inner).push(self.pidfd.clone());
-        }
-    }
 }
 
 impl Counter {
@@ -174,6 +161,7 @@ impl Host {
             },
             &boot_id,
         )?;
+        orphans::adopt().map_err(|source| KernelError::Io { op: "adopt", what: "orphans".to_owned(), source })?;
         let (poller, waker) = Poller::new()?;
         let (nofile, limit) = raise_descriptor_limit();
         let host = Self {
@@ -184,9 +172,32 @@ impl Host {
             nofile,
             kept: Arc::new(()),
             kept_most: limit / KEPT_SHARE,
-            orphans: Orphans::default(),
+            reserved: HashMap::new(),
         };
         Ok((host, waker))
+    }
+
+    /// A process that a client gave by its pidfd.
+    pub fn process(&self, pidfd: OwnedFd) -> Result<HostProcess, KernelError> {
+        let id = process::identify(&pidfd)?;
+        Ok(HostProcess { pidfd: Arc::new(pidfd), id, gate: None, child: None, watch: RefCell::default() })
+    }
+
+    /// Makes the cgroup of a run that is about to be launched, so that its client can fork into it. `create` finds it.
+    pub fn reserve(&mut self, run: RunId) -> Result<OwnedFd, KernelError> {
+        let Created { cgroup, .. } = self.subtree.create(run, &Resources::default())?;
+        let fd = cgroup.as_fd().try_clone_to_owned().map_err(|source| KernelError::Io {
+            op: "keep",
+            what: cgroup.path().display().to_string(),
+            source,
+        })?;
+        self.reserved.insert(run, cgroup);
+        Ok(fd)
+    }
+
+    /// Gives up a cgroup that was reserved and not used.
+    pub fn unreserve(&mut self, run: RunId) -> Option<HostCgroup> {
+        self.reserved.remove(&run).and_then(|dir| self.cgroup(dir).ok())
     }
 
     /// The directory that holds the runs' cgroups.
@@ -205,21 +216,10 @@ impl Host {
     }
 
     fn launch(&self, exec: &Exec, cgroup: Option<BorrowedFd<'_>>) -> Result<HostProcess, KernelError> {
-        self.reap_orphans();
-        let (pidfd, id, gate) = gate::detached(exec, self.nofile, cgroup)?.into_parts();
-        Ok(HostProcess {
-            pidfd: Arc::new(pidfd),
-            id,
-            gate,
-            orphans: Some(self.orphans.clone()),
-            status: Cell::new(None),
-            watch: RefCell::default(),
-        })
-    }
-
-    fn reap_orphans(&self) {
-        let mut orphans = self.orphans.lock().unwrap_or_else(PoisonError::into_inner);
-        orphans.retain(|pidfd| matches!(process::reap(&**pidfd), Ok(None)));
+        let start = || gate::detached(exec, self.nofile, cgroup);
+        let (gated, child) = orphans::Child::start(start, |gated| gated.id().pid)?;
+        let (pidfd, id, gate) = gated.into_parts();
+        Ok(HostProcess { pidfd: Arc::new(pidfd), id, gate, child: Some(child), watch: RefCell::default() })
     }
 
     fn cpu_usec(&self, cgroup: &HostCgroup) -> Result<u64, KernelError> {
@@ -258,7 +258,10 @@ impl Kernel for Host {
     }
 
     fn create(&mut self, run: RunId, resources: &Resources) -> Result<Created<HostCgroup>, KernelError> {
-        let Created { cgroup, notices } = self.subtree.create(run, resources)?;
+        let Created { cgroup, notices } = match self.reserved.remove(&run) {
+            Some(cgroup) => self.subtree.limit(cgroup, resources),
+            None => self.subtree.create(run, resources)?,
+        };
         Ok(Created { cgroup: self.cgroup(cgroup)?, notices })
     }
 
@@ -281,8 +284,7 @@ impl Kernel for Host {
 
     fn open_process(&mut self, id: ProcessId) -> Result<HostProcess, KernelError> {
         let pidfd = Arc::new(process::open_known(id)?);
-        let (status, watch) = (Cell::new(None), RefCell::default());
-        Ok(HostProcess { pidfd, id, gate: None, orphans: None, status, watch })
+        Ok(HostProcess { pidfd, id, gate: None, child: None, watch: RefCell::default() })
     }
 
     fn process_id(&self, process: &HostProcess) -> ProcessId {
@@ -302,17 +304,14 @@ impl Kernel for Host {
     }
 
     fn exit_status(&mut self, process: &HostProcess) -> Option<ExitStatus> {
-        if let Some(known) = process.status.get() {
-            return Some(known);
+        match &process.child {
+            Some(child) => child.status(),
+            None => process::foreign_exit_status(&*process.pidfd),
         }
-        let status = match process::reap(&*process.pidfd) {
-            Ok(status) => status,
-            // Not our child: ECHILD.
-            Err(_) if process::has_exited(&*process.pidfd) => process::foreign_exit_status(&*process.pidfd),
-            Err(_) => None,
-        };
-        process.status.set(status);
-        status
+    }
+
+    fn reap(&mut self) -> bool {
+        orphans::reap_all()
     }
 
     fn watch_process(&mut self, run: RunId, role: Role, process: &HostProcess) -> Result<(), KernelError> {

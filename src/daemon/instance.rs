@@ -8,6 +8,7 @@
 
 use std::fs;
 use std::io::Write as _;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -17,23 +18,24 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use nix::fcntl::{Flock, FlockArg};
 use serde_json::json;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use crate::bus::{self, About, Services, Signal};
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::engine::{Engine, Event, Settings};
 use crate::kernel::{Kernel as _, Notice};
-use crate::model::{Actor, AuditEvent, Error, EventKind, Health, Now, RunId};
+use crate::model::{Actor, Answer, AuditEvent, AuditRow, Error, EventKind, Health, Mono, Now, RunId};
 use crate::store::{self, Batch, Store};
 
 use super::command::{Caller, Command, Commands, Envelope};
-use super::driver::{Driver, Recorder};
+use super::driver::{Driver, Recorder, launch_error};
 use super::history::Readers;
 use super::host::{Host, HostOptions};
 use super::journal::{self, Entry, Journal};
 use super::launcher;
 use super::published::{InstanceView, Published};
 use super::recovery::{self, Known};
+use super::reservations::Reservations;
 
 /// What an instance is started with.
 #[derive(Debug, Clone)]
@@ -54,6 +56,9 @@ pub const LOCK: &str = "instance.lock";
 /// How long a lock is waited for whose holder has no socket.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long what could not be done is left before it is tried again.
+const CATCH_UP: Duration = Duration::from_millis(100);
+
 /// Another instance serves this state directory.
 #[derive(Debug, thiserror::Error)]
 #[error("another instance serves {}", state_dir.display())]
@@ -62,15 +67,18 @@ pub struct AlreadyServed {
     pub state_dir: PathBuf,
 }
 
-/// Serves until stopped or idle. `ready` is called when clients are answered.
-pub fn run(options: &Options, ready: impl FnOnce()) -> anyhow::Result<()> {
+/// Serves until stopped or idle. Up to the moment when clients are answered, what goes wrong is returned to whoever started
+/// it; after that it is in the journal and the audit.
+pub fn run(options: &Options) -> anyhow::Result<()> {
     let state_dir = prepare_state_dir(&options.state_dir)?;
     let _lock = lock(&state_dir)?;
     super::bus_thread::block_signals()?;
     journal::init_logging(options.foreground);
-    let config = Config::load(options.config.as_deref()).context("the configuration is refused")?;
-    let mut instance = Instance::start(options, &state_dir, config)?;
-    ready();
+    let (config, files) = config::load_for_user(options.config.as_deref()).context("the configuration is refused")?;
+    let mut instance = Instance::start(options, &state_dir, config, &files)?;
+    if !options.foreground {
+        redirect_stderr(&state_dir)?;
+    }
     instance.serve();
     instance.stop();
     Ok(())
@@ -118,6 +126,15 @@ fn lock(state_dir: &Path) -> anyhow::Result<Flock<fs::File>> {
     lock.set_len(0)?;
     writeln!(lock, "{}", std::process::id())?;
     Ok(lock)
+}
+
+/// What is printed from now on (a panic, at most) is kept in the state directory: whoever started us has gone.
+fn redirect_stderr(state_dir: &Path) -> anyhow::Result<()> {
+    let path = state_dir.join("instance.log");
+    let file = fs::OpenOptions::new().create(true).append(true).open(&path);
+    let file = file.with_context(|| format!("cannot open {}", path.display()))?;
+    nix::unistd::dup2_stderr(&file).context("cannot redirect the standard error")?;
+    Ok(())
 }
 
 /// The word that names this instance's cgroups and is in the mark on each run's. In a file of its own, so that it
@@ -171,15 +188,16 @@ struct Instance {
     store_notices: mpsc::Receiver<store::Notice>,
     connections: watch::Receiver<usize>,
     /// Dropped to end the bus thread, which drops its sender when it is through.
-    bus_stop: Option<tokio::sync::oneshot::Sender<()>>,
+    bus_stop: Option<oneshot::Sender<()>>,
     bus_done: mpsc::Receiver<()>,
     last_busy: Now,
-    next_sample: Option<crate::model::Mono>,
+    next_sample: Option<Mono>,
+    reservations: Reservations,
     stopping: bool,
 }
 
 impl Instance {
-    fn start(options: &Options, state_dir: &Path, config: Config) -> anyhow::Result<Self> {
+    fn start(options: &Options, state_dir: &Path, config: Config, files: &[PathBuf]) -> anyhow::Result<Self> {
         let opened = Store::open(state_dir)?;
         let readers = Arc::new(Readers::new(opened.store.reader()?, opened.store.reader()?));
         let key = instance_key(state_dir)?;
@@ -195,9 +213,9 @@ impl Instance {
                 let _ = store_sender.send(notice);
                 wake();
             };
-            let sink = move |row: crate::model::AuditRow| {
+            let sink = move |row: &AuditRow| {
                 let _ = signals.send(Signal::EventAppended(row.seq));
-                journal.send(Entry { seq: Some(row.seq), event: row.event });
+                journal.send(Entry { seq: Some(row.seq), event: row.event.clone() });
             };
             opened.store.into_writer(config.retention, Box::new(notice), Some(Box::new(sink)))?
         };
@@ -223,10 +241,10 @@ impl Instance {
             uid: nix::unistd::geteuid().as_raw(),
             instance: "private".to_owned(),
             state_dir: state_dir.to_owned(),
-            config: options.config.clone(),
+            config: files.first().cloned(),
             backend: "cgroupfs".to_owned(),
             started_at: started.wall,
-            notes: driver.kernel.notes(),
+            notes: Vec::new(),
         };
         let processes: bus::ProcessReader = Arc::new(launcher::processes_of);
         let services = Services::new(commands.clone(), published.clone(), readers, processes, about, signals);
@@ -248,6 +266,7 @@ impl Instance {
             bus_done,
             last_busy: started,
             next_sample: None,
+            reservations: Reservations::default(),
             stopping: false,
         })
     }
@@ -293,19 +312,26 @@ impl Instance {
     fn timeout(&self) -> Option<Duration> {
         let now = self.driver.kernel.now().mono;
         let idle = self.idle_exit().map(|after| self.last_busy.mono + after);
-        let next = [self.driver.engine().next_deadline(), self.next_sample, idle].into_iter().flatten().min();
-        next.map(|at| at.since(now))
+        let expiry = self.reservations.next();
+        let next = [self.driver.engine().next_deadline(), self.next_sample, idle, expiry].into_iter().flatten().min();
+        let behind = self.driver.is_behind().then_some(CATCH_UP);
+        next.map(|at| at.since(now)).into_iter().chain(behind).min()
     }
 
     fn idle_exit(&self) -> Option<Duration> {
         let idle = !self.options.foreground && self.driver.engine().runs().next().is_none();
-        idle.then_some(self.config.instance.idle_exit)
+        self.config.instance.idle_exit.filter(|_| idle)
     }
 
     fn on_time(&mut self) {
         let now = self.driver.kernel.now();
         if self.driver.engine().next_deadline().is_some_and(|at| at <= now.mono) {
             self.driver.handle(Event::Tick);
+        }
+        for run in self.reservations.expired(now.mono) {
+            if let Some(cgroup) = self.driver.kernel.unreserve(run) {
+                self.driver.discard(cgroup);
+            }
         }
         if self.driver.engine().runs().next().is_none() {
             self.next_sample = None;
@@ -356,7 +382,7 @@ impl Instance {
         let actor = Actor::User { uid: caller.uid, name: caller.user.clone() };
         let published = self.published.clone();
         let about = about(&command);
-        let reply = move |answer: Result<crate::model::Answer, Error>| {
+        let reply = move |answer: Result<Answer, Error>| {
             // The engine knows live runs only. One that it has just let go of is finished, not unknown.
             let answer = answer.map_err(|e| match about {
                 Some(id) if e == Error::no_such_run(id) && published.run(id).is_some() => Error::already_finished(id),
@@ -366,6 +392,7 @@ impl Instance {
             let _ = reply.send(answer);
         };
         match command {
+            Command::Reserve { cgroup } => reply(self.reserve(cgroup, &caller)),
             Command::Attach { request, child } => {
                 self.launch(request, Some(child), &caller, Box::new(reply));
             }
@@ -389,25 +416,40 @@ impl Instance {
             }
             Command::Refresh(run) => {
                 self.driver.refresh(run);
-                reply(Ok(crate::model::Answer::Done));
+                reply(Ok(Answer::Done));
             }
             Command::Reload => reply(self.reload(actor)),
             Command::Stop => {
                 self.stopping = true;
-                reply(Ok(crate::model::Answer::Done));
+                reply(Ok(Answer::Done));
             }
         }
+    }
+
+    fn reserve(&mut self, cgroup: oneshot::Sender<OwnedFd>, caller: &Caller) -> Result<Answer, Error> {
+        let id = launcher::new_id()?;
+        let now = self.driver.kernel.now().mono;
+        self.reservations.add(id, caller, now)?;
+        let fd = self.driver.kernel.reserve(id).map_err(|e| launch_error(&e))?;
+        // Who asked may be gone: then the reservation expires.
+        let _ = cgroup.send(fd);
+        Ok(Answer::Run(id))
     }
 
     fn launch(
         &mut self,
         request: super::command::LaunchRequest,
-        child: Option<std::os::fd::OwnedFd>,
+        child: Option<OwnedFd>,
         caller: &Caller,
         reply: super::driver::Reply,
     ) {
-        let prepared =
-            launcher::prepare(&mut self.driver.kernel, &self.config, &self.state_dir, request, child, caller);
+        let id = match request.reserved {
+            Some(id) => self.reservations.take(id, caller).map(|()| id),
+            None => launcher::new_id(),
+        };
+        let prepared = id.and_then(|id| {
+            launcher::prepare(&mut self.driver.kernel, &self.config, &self.state_dir, id, request, child, caller)
+        });
         match prepared {
             Ok((spec, held)) => {
                 let actor = Actor::User { uid: caller.uid, name: caller.user.clone() };
@@ -420,14 +462,14 @@ impl Instance {
     }
 
     /// The new configuration whole, or the old one.
-    fn reload(&mut self, actor: Actor) -> Result<crate::model::Answer, Error> {
-        let config = Config::load(self.options.config.as_deref()).map_err(|e| {
+    fn reload(&mut self, actor: Actor) -> Result<Answer, Error> {
+        let (config, _) = config::load_for_user(self.options.config.as_deref()).map_err(|e| {
             Error::invalid(format!("the configuration is refused, and the old one stays in force: {e:#}"))
         })?;
         self.driver.engine_mut().configure(Settings { max_runs: config.instance.max_runs });
         self.config = config;
         self.audit(EventKind::ConfigReloaded, actor, String::new(), json!({}));
-        Ok(crate::model::Answer::Done)
+        Ok(Answer::Done)
     }
 
     fn report(&mut self, kind: EventKind, reason: String) {
@@ -505,6 +547,7 @@ fn about(command: &Command) -> Option<RunId> {
     match command {
         Command::ReportExit { run, .. } | Command::Kill { run, .. } | Command::Extend { run, .. } => Some(*run),
         Command::Freeze(run) | Command::Thaw(run) | Command::Refresh(run) => Some(*run),
-        Command::Attach { .. } | Command::Start { .. } | Command::Reload | Command::Stop => None,
+        Command::Reserve { .. } | Command::Attach { .. } | Command::Start { .. } => None,
+        Command::Reload | Command::Stop => None,
     }
 }

@@ -33,7 +33,8 @@ pub fn random(buffer: &mut [u8]) -> Result<(), Error> {
     Ok(())
 }
 
-fn new_id() -> Result<RunId, Error> {
+/// An id, drawn at random.
+pub fn new_id() -> Result<RunId, Error> {
     let mut bytes = [0; 6];
     random(&mut bytes)?;
     Ok(RunId::from_bytes(bytes))
@@ -45,11 +46,11 @@ pub fn prepare(
     host: &mut Host,
     config: &Config,
     state_dir: &Path,
+    id: RunId,
     request: LaunchRequest,
     child: Option<OwnedFd>,
     caller: &Caller,
 ) -> Result<(RunSpec, Held<Host>), Error> {
-    let id = new_id()?;
     let workflow = request.workflow.clone().unwrap_or_else(|| DEFAULT_WORKFLOW.to_owned());
     let limits = config.limits(&workflow).with(&request.limits);
     let text = |bytes: &Vec<u8>| String::from_utf8_lossy(bytes).into_owned();

@@ -13,3 +13,4 @@ pub mod journal;
 mod launcher;
 pub mod published;
 pub mod recovery;
+mod reservations;

@@ -109,7 +109,8 @@ impl Engine {
         let waited = now.mono.since(*since);
         if waited < STATUS_WAIT {
             // Soon after the end at first: a new parent reaps at once. Then ever later: a client has to reconnect.
-            return self.deadlines.set(id, Due::Status, now.mono + waited.max(FIRST_STATUS));
+            let next = (now.mono + waited.max(FIRST_STATUS)).min(*since + STATUS_WAIT);
+            return self.deadlines.set(id, Due::Status, next);
         }
         let kill = kill.take();
         let receipt = kill.map(|k| k.receipt(now));

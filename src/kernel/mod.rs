@@ -141,8 +141,11 @@ pub trait Kernel {
     fn close_gate(&mut self, process: &mut Self::Process);
     /// Moves the process into the cgroup and checks in /proc that it is there.
     fn attach(&mut self, cgroup: &Self::Cgroup, process: &Self::Process) -> Result<(), KernelError>;
-    /// How a process that has exited ended: reaped if it is our child, else asked of the pidfd (Linux 6.15+), else none.
+    /// How a process that has exited ended: known if it is our child, else asked of the pidfd (Linux 6.15+, and only once
+    /// its parent has reaped it), else none.
     fn exit_status(&mut self, process: &Self::Process) -> Option<ExitStatus>;
+    /// Reaps every child that has exited, orphans of runs among them. False once there is no child any more.
+    fn reap(&mut self) -> bool;
 
     /// Watches for the process's exit.
     fn watch_process(&mut self, run: RunId, role: Role, process: &Self::Process) -> Result<(), KernelError>;

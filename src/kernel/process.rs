@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::{KernelError, pidfd_info};
 use crate::model::{ExitStatus, ProcessId};
@@ -88,25 +88,9 @@ fn wait_for(pidfd: impl AsFd, flags: PollFlags, timeout: Duration) -> bool {
     poll(&mut fds, Some(&timeout)).is_ok() && fds[0].revents().contains(flags)
 }
 
-/// Reaps a child that has exited and says how; none while it has not. ECHILD (not our child, or reaped) is an error.
-pub fn reap(pidfd: impl AsFd) -> Result<Option<ExitStatus>, KernelError> {
-    let status = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG)
-        .map_err(|e| KernelError::from_errno("reap", "the process", e))?;
-    Ok(status.and_then(|s| {
-        s.exit_status().map(ExitStatus::Exited).or_else(|| s.terminating_signal().map(ExitStatus::Signaled))
-    }))
-}
-
-/// How a process that is not our child ended, where the kernel tells (Linux 6.15).
-///
-/// The kernel tells only after the parent reaped it. An orphan's parent, init, does that at once but not before we are
-/// woken by the exit, so this waits for the reaping (POLLHUP), and no longer than a moment.
+/// How a process that is not our child ended, where the kernel tells: Linux 6.15, and only once its parent has reaped it.
 pub fn foreign_exit_status(pidfd: impl AsFd) -> Option<ExitStatus> {
-    const MOMENT: Duration = Duration::from_millis(10);
-    let pidfd = pidfd.as_fd();
-    let status = pidfd_info::wait_status(pidfd)
-        .or_else(|| wait_for(pidfd, PollFlags::HUP, MOMENT).then(|| pidfd_info::wait_status(pidfd)).flatten())?;
-    Some(decode_wait_status(status))
+    pidfd_info::wait_status(pidfd.as_fd()).map(decode_wait_status)
 }
 
 /// Reads a wait status: the low 7 bits are the signal, the second byte the exit code.
@@ -276,20 +260,11 @@ mod tests {
     }
 
     #[test]
-    fn a_reaped_process_is_gone_and_its_status_known_once() {
-        let mut child = std::process::Command::new("sh")
-            .args(["-c", "read x; exit 7"])
-            .stdin(std::process::Stdio::piped())
-            .spawn()
-            .unwrap();
+    fn a_reaped_process_is_gone() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
         let fd = open(child.id()).unwrap();
-        assert_eq!(reap(&fd).unwrap(), None);
-        drop(child.stdin.take());
-        assert!(wait_for(&fd, PollFlags::IN, Duration::from_secs(10)));
-        assert_eq!(reap(&fd).unwrap(), Some(ExitStatus::Exited(7)));
-        assert!(reap(&fd).is_err());
+        assert!(child.wait().unwrap().success());
         assert!(identify(&fd).unwrap_err().is_gone());
         assert!(signal(&fd, Signal::TERM).unwrap_err().is_gone());
-        assert!(child.wait().is_err(), "it was reaped twice");
     }
 }

@@ -279,6 +279,10 @@ impl Kernel for SimKernel {
         self.0.borrow().processes.get(process).filter(|p| p.ours).and_then(|p| p.ended)
     }
 
+    fn reap(&mut self) -> bool {
+        false
+    }
+
     fn watch_process(&mut self, run: RunId, role: Role, process: &u32) -> Result<(), KernelError> {
         let mut world = self.0.borrow_mut();
         world.watched.insert((run, role == Role::Client), *process);

@@ -149,8 +149,13 @@ impl Subtree {
             // Kernels before 5.7 say EOPNOTSUPP. Without the mark the recorded inode alone proves the directory ours.
             let _ = fsetxattr(&cgroup, MARK, self.mark(run).as_bytes(), XattrFlags::empty());
         }
+        Ok(self.limit(cgroup, resources))
+    }
+
+    /// Sets limits on a run's cgroup, which may have been made before they were known.
+    pub fn limit(&self, cgroup: CgroupDir, resources: &Resources) -> Created<CgroupDir> {
         let notices = limits::apply(&self.chain, &cgroup, resources);
-        Ok(Created { cgroup, notices })
+        Created { cgroup, notices }
     }
 
     /// Opens the cgroup of a run from an earlier instance, if inode or mark prove that it is that one.

@@ -141,12 +141,11 @@ impl Gated {
     }
 }
 
-/// Starts a command behind a gate for the client of a foreground run: same terminal, process group, environment,
-/// directory and descriptors, so that job control and pipes work as if the client were not there. To be called before
-/// the client starts any thread.
-pub fn foreground(argv: &[Vec<u8>]) -> Result<Gated, KernelError> {
-    let env = std::env::vars_os().map(|(key, value)| [key.as_bytes(), b"=", value.as_bytes()].concat()).collect();
-    launch(argv, env, None, None)
+/// Starts a command behind a gate for the client of a foreground run, with this environment: same terminal, process
+/// group, directory and descriptors, so that job control and pipes work as if the client were not there. Where the kernel
+/// can do so, it begins in `cgroup`.
+pub fn foreground(argv: &[Vec<u8>], env: Vec<Vec<u8>>, cgroup: Option<BorrowedFd<'_>>) -> Result<Gated, KernelError> {
+    launch(argv, env, None, cgroup)
 }
 
 /// Starts a command behind a gate for a detached run: a session of its own, nothing of the caller's but the umask.
@@ -226,8 +225,11 @@ fn c_strings(strings: Vec<Vec<u8>>) -> Result<Vec<CString>, KernelError> {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::os::fd::AsFd;
     use std::os::unix::fs::PermissionsExt;
     use std::time::Instant;
+
+    use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 
     use super::*;
     use crate::model::ExitStatus;
@@ -244,8 +246,10 @@ mod tests {
     fn reaped(gated: &Gated) -> ExitStatus {
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
-            if let Some(status) = process::reap(gated.pidfd()).unwrap() {
-                return status;
+            match waitid(Id::PIDFd(gated.pidfd().as_fd()), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG).unwrap() {
+                WaitStatus::Exited(_, code) => return ExitStatus::Exited(code),
+                WaitStatus::Signaled(_, signal, _) => return ExitStatus::Signaled(signal as i32),
+                _ => {}
             }
             assert!(Instant::now() < deadline, "the child does not end");
             std::thread::sleep(Duration::from_millis(1));
@@ -318,7 +322,8 @@ mod tests {
         let script = b"[ $(ps -o pgid= -p $$) = $1 ] && exit 5".to_vec();
         let group = rustix::process::getpgrp().as_raw_nonzero().to_string();
         let argv = [b"sh".to_vec(), b"-c".to_vec(), script, b"sh".to_vec(), group.into_bytes()];
-        let mut gated = foreground(&argv).unwrap();
+        let env = vec![b"PATH=/usr/bin:/bin".to_vec()];
+        let mut gated = foreground(&argv, env, None).unwrap();
         assert_eq!(gated.command(), "sh");
         gated.open(None).unwrap();
         assert_eq!(reaped(&gated), ExitStatus::Exited(5));

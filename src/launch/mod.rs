@@ -7,3 +7,4 @@ pub mod cgroupfs;
 mod fork;
 pub mod gate;
 mod limits;
+pub mod orphans;

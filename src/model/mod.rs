@@ -8,7 +8,9 @@ mod error;
 mod event;
 mod id;
 mod kill;
+mod launch;
 mod limits;
+mod retention;
 mod run;
 mod time;
 mod workflow;
@@ -18,7 +20,9 @@ pub use error::{Error, ErrorKind};
 pub use event::{AuditEvent, AuditRow, EventKind};
 pub use id::{InvalidRunId, RunId};
 pub use kill::{Actor, Evidence, KillAnswer, KillMode, KillReason, ProcessSeen, Receipt, Step, StepKind};
+pub use launch::LaunchRequest;
 pub use limits::{LimitUpdate, Limits, Readiness, Resources, Rule};
+pub use retention::Retention;
 pub use run::{
     CgroupIdentity, Containment, ExitStatus, Health, HealthReason, Outcome, Phase, ProcessId, RunSpec, RunView, Usage,
 };

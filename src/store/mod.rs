@@ -30,7 +30,6 @@ pub use audit::Verification;
 pub use error::StoreError;
 pub use open::{Opened, SetAside, Store};
 pub use reader::{Filter, LiveRuns, Reader};
-pub use retention::Retention;
 pub use writer::{JournalSink, NoticeSink, Writer};
 
 /// One thing to write.

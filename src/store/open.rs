@@ -12,7 +12,8 @@ use rusqlite::{Connection, ErrorCode};
 
 use super::schema::{self, meta};
 use super::writer::{JournalSink, NoticeSink, Writer};
-use super::{Reader, Retention, StoreError};
+use super::{Reader, StoreError};
+use crate::model::Retention;
 
 /// The database, in the state directory.
 const FILE: &str = "guardian.db";

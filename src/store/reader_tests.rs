@@ -1,10 +1,11 @@
 use std::time::{Duration, Instant};
 
 use super::*;
+use crate::model::Retention;
 use crate::model::{KillReason, Outcome, Rule};
 use crate::store::retention::{self, Pruned};
 use crate::store::testing::{event, finished, intent, live, open, receipt, run_id, write, write_finished, write_live};
-use crate::store::{Reader, Retention, Write};
+use crate::store::{Reader, Write};
 
 fn reader_of(writes: impl IntoIterator<Item = Write>) -> (tempfile::TempDir, Reader) {
     let dir = tempfile::tempdir().unwrap();

@@ -5,23 +5,12 @@
 //! lives for a year would keep the log of the whole host. Each step is one small transaction that also moves the
 //! chain's anchor and appends `audit_pruned`, so that the log verifies at every moment and says what it lost.
 
-use std::time::Duration;
-
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 use serde_json::json;
 
 use super::audit::{Appender, Link, hex, int};
 use super::schema::{self, meta};
-use crate::model::{Actor, AuditEvent, AuditRow, EventKind, Wall};
-
-/// How long and how much is kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Retention {
-    /// Finished runs and audit rows older than this are removed; `None` keeps them whatever their age.
-    pub max_age: Option<Duration>,
-    /// When the database holds more than this, the oldest are removed until it holds nine tenths; `None` is no bound.
-    pub max_bytes: Option<u64>,
-}
+use crate::model::{Actor, AuditEvent, AuditRow, EventKind, Retention, Wall};
 
 /// Rows of each table that one step removes at most: some 10 ms, which a kill intent may have to wait.
 pub(super) const STEP: i64 = 500;

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use super::*;
 use crate::model::{KillReason, Outcome};
 use crate::store::testing::{batch, event, finished, intent, open, write, write_finished, write_live};

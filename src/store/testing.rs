@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::{Batch, Retention, Store, Write, record};
+use super::{Batch, Store, Write, record};
+use crate::model::Retention;
 use crate::model::{
     Actor, AuditEvent, Containment, EventKind, Health, KillAnswer, KillMode, KillReason, Limits, Outcome, Phase,
     ProcessId, Readiness, Receipt, Resources, RunId, RunSpec, RunView, Usage, Wall,

@@ -22,8 +22,9 @@ use rusqlite::{Connection, ErrorCode};
 
 use super::error::hint;
 use super::retention::{self, Pruned};
-use super::{Batch, Notice, Retention, StoreError, record};
+use super::{Batch, Notice, StoreError, record};
 use crate::model::AuditRow;
+use crate::model::Retention;
 
 /// Where notices go. Called on the writer thread; must not block.
 pub type NoticeSink = Box<dyn Fn(Notice) + Send>;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use guardian::bus::{self, About, AuditReport, History, RunFilter, Services, Signal};
 use guardian::daemon::command::{Answer, Command, Commands, Envelope};
-use guardian::daemon::published::{InstanceView, Published};
+use guardian::daemon::published::{InstanceView, Published, UsageCell};
 use guardian::model::*;
 
 /// The store's readers, from a list.
@@ -61,6 +61,19 @@ pub struct Instance {
     /// Sending ends it, with every connection.
     pub stop: Option<tokio::sync::oneshot::Sender<()>>,
     pub uid: u32,
+}
+
+/// Publishes a view with the usage that is in it.
+pub trait Show {
+    fn show(&self, view: RunView);
+}
+
+impl Show for Published {
+    fn show(&self, view: RunView) {
+        let usage = Arc::new(UsageCell::default());
+        usage.update(view.usage);
+        self.put(view, usage);
+    }
 }
 
 /// What the engine answers.

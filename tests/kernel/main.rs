@@ -93,8 +93,7 @@ fn the_command_runs_contained_and_its_counters_and_output_are_seen() {
     let Some(mut rig) = Rig::new(false) else { return };
     let (_, cgroup) = rig.cgroup();
     let exec = rig.exec(&["sh", "-c", "cat /proc/self/cgroup; ls /proc/self/fd; sleep 600"], &cgroup);
-    let mut main = rig.host.spawn(&exec).unwrap();
-    assert!(!rig.host.populated(&cgroup).unwrap());
+    let mut main = rig.host.spawn(&exec, &cgroup).unwrap();
     rig.host.attach(&cgroup, &main).unwrap();
     assert!(rig.host.populated(&cgroup).unwrap());
     assert!(!rig.host.has_output(&cgroup, None) && !rig.host.has_output(&cgroup, Some(&exec.log)));
@@ -131,7 +130,7 @@ fn a_child_can_begin_in_its_cgroup() {
     let Some(mut rig) = Rig::new(false) else { return };
     let (_, cgroup) = rig.cgroup();
     let exec = rig.exec(&["sh", "-c", "cat /proc/self/cgroup; exit 3"], &cgroup);
-    let mut main = rig.host.spawn_into(&exec, &cgroup).unwrap();
+    let mut main = rig.host.spawn(&exec, &cgroup).unwrap();
     assert_eq!(rig.host.populated(&cgroup).unwrap(), kernel_is_at_least(5, 7));
     rig.host.attach(&cgroup, &main).unwrap();
     rig.host.open_gate(&mut main).unwrap();
@@ -146,7 +145,7 @@ fn a_gate_that_never_opens_executes_nothing_and_leaves_nothing() {
     let Some(mut rig) = Rig::new(false) else { return };
     let (_, cgroup) = rig.cgroup();
     let exec = rig.exec(&["touch", "executed"], &cgroup);
-    let main = rig.host.spawn(&exec).unwrap();
+    let main = rig.host.spawn(&exec, &cgroup).unwrap();
     rig.host.attach(&cgroup, &main).unwrap();
     drop(main);
     rig.until_empty(&cgroup, |_, _| {});
@@ -158,8 +157,8 @@ fn a_gate_that_never_opens_executes_nothing_and_leaves_nothing() {
 fn a_gated_child_holds_no_copy_of_its_own_gate() {
     let Some(mut rig) = Rig::new(false) else { return };
     let (_, cgroup) = rig.cgroup();
-    let detached = rig.host.spawn(&rig.exec(&["true"], &cgroup)).unwrap();
-    let foreground = guardian::launch::gate::foreground(&[b"true".to_vec()]).unwrap();
+    let detached = rig.host.spawn(&rig.exec(&["true"], &cgroup), &cgroup).unwrap();
+    let foreground = guardian::launch::gate::foreground(&[b"true".to_vec()], Vec::new(), None).unwrap();
     for pid in [rig.host.process_id(&detached).pid, foreground.id().pid] {
         // The gate is the pipe that the child reads from while it waits.
         let mut gate = None;
@@ -177,6 +176,7 @@ fn a_gated_child_holds_no_copy_of_its_own_gate() {
         assert_eq!(same, [gate]);
     }
     drop(foreground.into_parts().2);
+    drop(detached);
     rig.remove(&cgroup);
 }
 
@@ -184,7 +184,7 @@ fn a_gated_child_holds_no_copy_of_its_own_gate() {
 fn a_missing_command_is_an_error_of_the_gate() {
     let Some(mut rig) = Rig::new(false) else { return };
     let (_, cgroup) = rig.cgroup();
-    let mut main = rig.host.spawn(&rig.exec(&["no-such-command"], &cgroup)).unwrap();
+    let mut main = rig.host.spawn(&rig.exec(&["no-such-command"], &cgroup), &cgroup).unwrap();
     rig.host.attach(&cgroup, &main).unwrap();
     let error = rig.host.open_gate(&mut main).unwrap_err().to_string();
     assert_eq!(error, "execute no-such-command: command not found");
@@ -257,7 +257,7 @@ fn an_instance_moves_out_of_the_run_that_it_was_started_in() {
     let test = std::env::current_exe().unwrap();
     let argv = ["env", &format!("{OPTIONS}={key}"), test.to_str().unwrap(), "--exact", NAME, "--nocapture"];
     let exec = rig.exec(&argv, &cgroup);
-    let mut main = rig.host.spawn(&exec).unwrap();
+    let mut main = rig.host.spawn(&exec, &cgroup).unwrap();
     rig.host.attach(&cgroup, &main).unwrap();
     rig.host.open_gate(&mut main).unwrap();
     let mut status = None;

@@ -72,7 +72,7 @@ impl Rig {
     pub fn launch(&mut self, script: &str) -> (RunId, HostCgroup, HostProcess) {
         let (run, cgroup) = self.cgroup();
         let exec = self.exec(&["sh", "-c", script], &cgroup);
-        let mut main = self.host.spawn_into(&exec, &cgroup).unwrap();
+        let mut main = self.host.spawn(&exec, &cgroup).unwrap();
         self.host.attach(&cgroup, &main).unwrap();
         self.host.watch_process(run, Role::Main, &main).unwrap();
         self.host.watch_cgroup(run, &cgroup).unwrap();
