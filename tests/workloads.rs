@@ -124,7 +124,11 @@ fn a_daemonized_redis_server_is_ended() {
 fn a_detached_tmux_server_is_ended() {
     needs_program!("tmux");
     // Its server, and the shell in its only pane, which as an interactive one ignores SIGTERM but not the hang-up.
-    is_ended_whole(&["service", "tmux.sock", "tmux", "-S", "tmux.sock", "new", "-d", "sleep 1000"], None, Sigterm::Mixed);
+    is_ended_whole(
+        &["service", "tmux.sock", "tmux", "-S", "tmux.sock", "new", "-d", "sleep 1000"],
+        None,
+        Sigterm::Mixed,
+    );
 }
 
 #[test]
