@@ -160,7 +160,9 @@ fn a_shell_with_job_control_works_inside_a_run() {
     let (before, _) = terminal.state("before");
     terminal.types_line("PS1='inner> ' $G run -- bash --norc --noprofile -i");
     terminal.shows("inner>");
-    terminal.types_line("sleep 1001");
+    // Once it has spoken, it is the shell's foreground job and ^Z is meant for it.
+    terminal.types_line("sh -c 'echo begun; exec sleep 1001'");
+    terminal.shows_that("begun", |screen| screen.lines().any(|line| line == "begun"));
     terminal.types(&["C-z"]);
     terminal.shows("Stopped");
     terminal.types_line("clear; fg");

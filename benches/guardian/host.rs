@@ -110,9 +110,9 @@ fn status_number(path: &Path, key: &str) -> u64 {
     line.and_then(|l| l.split_whitespace().next()?.parse().ok()).unwrap_or_default()
 }
 
-/// Resident memory of a process.
-pub fn resident_mib(pid: u32) -> f64 {
-    status_number(&PathBuf::from(format!("/proc/{pid}/status")), "VmRSS") as f64 / 1024.0
+/// Resident memory of a process: a line of /proc/PID/status that is in kB.
+pub fn resident_mib(pid: u32, line: &str) -> f64 {
+    status_number(&PathBuf::from(format!("/proc/{pid}/status")), line) as f64 / 1024.0
 }
 
 fn threads(pid: u32) -> Vec<PathBuf> {
@@ -142,9 +142,13 @@ pub fn wakeups(pid: u32) -> u64 {
 /// Removes what an instance that has stopped left of its own cgroups.
 pub fn remove_subtree(key: &str) {
     let Some(base) = mount().map(|m| m.join("guardian")).filter(|_| !key.is_empty()) else { return };
-    for entry in fs::read_dir(base.join(key)).into_iter().flatten().flatten() {
-        let _ = fs::remove_dir(entry.path());
-    }
-    let _ = fs::remove_dir(base.join(key));
+    // A process that has just ended keeps its cgroup busy for a moment.
+    until("the instance's cgroups are removed", || {
+        for entry in fs::read_dir(base.join(key)).into_iter().flatten().flatten() {
+            let _ = fs::remove_dir(entry.path());
+        }
+        let _ = fs::remove_dir(base.join(key));
+        (!base.join(key).exists()).then_some(())
+    });
     let _ = fs::remove_dir(base);
 }

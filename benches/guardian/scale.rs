@@ -27,7 +27,7 @@ struct Promises {
 pub fn idle(extent: Extent, table: &mut Table) {
     let instance = Instance::start();
     std::thread::sleep(Duration::from_secs(1));
-    table.add("resident memory, idle", Unit::MiB, resident_mib(instance.pid()), None, Promise::AtMost(8.0));
+    resident(table, "idle", instance.pid(), Promise::AtMost(8.0));
     let before = wakeups(instance.pid());
     std::thread::sleep(Duration::from_secs(extent.seconds.min(10)));
     let woken = wakeups(instance.pid()) - before;
@@ -44,7 +44,7 @@ pub fn measure(extent: Extent, table: &mut Table) {
     };
     let instance = Instance::start();
     let runs = start(&instance, 1000);
-    watched(extent, table, &instance, &runs, promises);
+    watched(extent, table, &instance, &runs, "", promises);
     instance.kill_all(&runs);
     drop(instance);
 
@@ -55,14 +55,13 @@ pub fn measure(extent: Extent, table: &mut Table) {
     let times = f64::from(count) / 1000.0;
     eprintln!("  writing {events} past events");
     let instance = Instance::start_with_history(events);
-    table.note(format!("the rows for {count} runs that follow have {events} past events in the database"));
     let runs = start(&instance, count);
     let promises = Promises {
         memory_mib: Promise::AtMost(8.0 + 4.0 * times),
         sampling_percent: Promise::AtMost(0.7 * times),
         list_ms: Promise::AtMost(3.0 * times),
     };
-    watched(extent, table, &instance, &runs, promises);
+    watched(extent, table, &instance, &runs, &format!(", {events} past events"), promises);
     kill_beside(table, &instance, extent);
     instance.kill_all(&runs);
 }
@@ -72,13 +71,14 @@ fn start(instance: &Instance, count: u32) -> Vec<RunId> {
     (0..count).map(|_| instance.run(&SLEEP)).collect()
 }
 
-fn watched(extent: Extent, table: &mut Table, instance: &Instance, runs: &[RunId], promises: Promises) {
+fn watched(extent: Extent, table: &mut Table, instance: &Instance, runs: &[RunId], beside: &str, promises: Promises) {
     let (pid, count) = (instance.pid(), runs.len());
+    let of_runs = format!("{count} runs{beside}");
     let views = instance.list();
     assert_eq!(views.len(), count);
     // Past the first samples, when everything that is kept has been made.
     std::thread::sleep(Duration::from_secs(3));
-    table.add(&format!("resident memory, {count} runs"), Unit::MiB, resident_mib(pid), None, promises.memory_mib);
+    resident(table, &of_runs, pid, promises.memory_mib);
 
     let seconds = Duration::from_secs(extent.seconds);
     let before = cpu_time(pid);
@@ -86,7 +86,7 @@ fn watched(extent: Extent, table: &mut Table, instance: &Instance, runs: &[RunId
     let ours = percent(cpu_time(pid) - before, seconds);
     let cgroups: Vec<PathBuf> = views.iter().filter_map(|v| Some(v.cgroup.as_ref()?.path.clone())).collect();
     let bare = percent(bare_loop(&cgroups, extent.seconds), seconds);
-    let what = format!("sampling {count} runs each second, of a core");
+    let what = format!("sampling each second, of a core, {of_runs}");
     table.add(&what, Unit::Percent, ours, Some(("two kept descriptors", bare)), promises.sampling_percent);
 
     let times = |call: &dyn Fn()| {
@@ -99,12 +99,19 @@ fn watched(extent: Extent, table: &mut Table, instance: &Instance, runs: &[RunId
     };
     let list = times(&|| assert_eq!(instance.list().len(), count));
     let baseline = Some(("a call that says nothing", times(&|| instance.describe())));
-    table.add(&format!("list of {count} runs"), Unit::Ms, list, baseline, promises.list_ms);
+    table.add(&format!("list of {of_runs}"), Unit::Ms, list, baseline, promises.list_ms);
     let ps = times(&|| {
         let output = instance.command(&["ps", "--json"]).output().unwrap();
         assert!(output.status.success());
     });
-    table.add(&format!("  the same by guardian ps --json, {count} runs"), Unit::Ms, ps, None, Promise::None);
+    table.add("  the same by guardian ps --json", Unit::Ms, ps, None, Promise::None);
+}
+
+/// All of it, and what is the instance's alone: the rest is pages of the executable file, which clients share.
+fn resident(table: &mut Table, when: &str, pid: u32, promise: Promise) {
+    let all = resident_mib(pid, "VmRSS");
+    table.add(&format!("resident memory, {when}"), Unit::MiB, all, None, promise);
+    table.add("  of it anonymous", Unit::MiB, resident_mib(pid, "RssAnon"), None, Promise::None);
 }
 
 fn percent(cpu: Duration, of: Duration) -> f64 {
@@ -135,8 +142,7 @@ fn attached(table: &mut Table, count: usize) {
         (0..count).map(|_| Command::new(SLEEP[0]).arg(SLEEP[1]).stdin(Stdio::null()).spawn().unwrap()).collect();
     let runs: Vec<RunId> = children.iter().map(|child| instance.attach(child, &SLEEP)).collect();
     std::thread::sleep(Duration::from_secs(3));
-    let what = format!("resident memory, {count} attached runs");
-    table.add(&what, Unit::MiB, resident_mib(instance.pid()), None, Promise::AtMost(12.0));
+    resident(table, &format!("{count} attached runs"), instance.pid(), Promise::AtMost(12.0));
     runs.iter().for_each(|run| instance.kill(*run));
     children.iter_mut().for_each(|child| drop(child.wait()));
     runs.iter().for_each(|run| drop(instance.wait(*run)));

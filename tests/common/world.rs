@@ -369,7 +369,14 @@ impl Drop for World {
         // The instance's own subtree, which stays for the next instance of this state directory.
         let key = std::fs::read_to_string(self.state().join("instance-key")).unwrap_or_default();
         if key.len() == 8 {
-            cgroups_named(&key).iter().for_each(|cgroup| remove_below(cgroup));
+            // A process that has just ended keeps its cgroup busy for a moment.
+            for _ in 0..100 {
+                cgroups_named(&key).iter().for_each(|cgroup| remove_below(cgroup));
+                if cgroups_named(&key).is_empty() {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
         }
         if !left.is_empty() && !std::thread::panicking() {
             panic!("the test ended and {} processes of its workload were left", left.len());
