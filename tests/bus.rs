@@ -95,6 +95,21 @@ fn a_launch_arrives_whole_and_is_checked_before_the_engine_sees_it() {
 }
 
 #[test]
+fn a_reserved_run_comes_with_its_cgroup_where_the_engine_has_one() {
+    let i = quiet();
+    wait(async {
+        let client = Client::connect(&i.socket).await.unwrap();
+        let (run, cgroup) = client.reserve().await.unwrap();
+        assert_eq!((run, cgroup.is_none()), (id(1), true));
+        let dir = i.socket.with_file_name("cgroup");
+        std::fs::create_dir(&dir).unwrap();
+        let (_, cgroup) = client.reserve().await.unwrap();
+        let (given, expected) = (rustix::fs::fstat(cgroup.unwrap()).unwrap(), rustix::fs::stat(&dir).unwrap());
+        assert_eq!((given.st_dev, given.st_ino), (expected.st_dev, expected.st_ino));
+    });
+}
+
+#[test]
 fn a_hundred_simultaneous_kills_get_a_hundred_equal_answers() {
     let uid = rustix::process::getuid().as_raw();
     let answer = KillAnswer {

@@ -146,6 +146,53 @@ fn a_run_outlives_its_instance() {
 }
 
 #[test]
+fn a_command_outlives_the_last_instance_and_its_status_is_given() {
+    let (mut first, asked) = guarding();
+    let mut process = guardian(&first);
+    let witness = first.socket.with_file_name("witness");
+    let script = format!("sleep 1; echo > {}; exit 5", witness.display());
+    let child = process.args(["run", "sh", "-c", &script]).stderr(Stdio::piped()).spawn().unwrap();
+    within("attached", || !asked.lock().unwrap().is_empty());
+    // No instance can be started with this: there is a directory where its lock would be.
+    std::fs::create_dir(first.socket.with_file_name("instance.lock")).unwrap();
+    std::fs::remove_file(&first.socket).unwrap();
+    first.stop.take().unwrap().send(()).unwrap();
+    let out = child.wait_with_output().unwrap();
+    let told = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert_eq!(out.status.code(), Some(5), "{told}");
+    assert!(witness.exists());
+    assert!(told.contains("ended while no instance watched it"), "{told}");
+}
+
+#[test]
+fn a_signal_that_a_program_may_use_is_passed_on() {
+    let (i, asked) = guarding();
+    let mut process = guardian(&i);
+    let script = "trap 'echo heard; exit 4' USR1; echo ready; while :; do sleep 0.01; done";
+    let mut child = process.args(["run", "sh", "-c", script]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().unwrap()));
+    assert_eq!(lines.next().unwrap().unwrap(), "ready");
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::USR1).unwrap();
+    assert_eq!(lines.next().unwrap().unwrap(), "heard");
+    assert_eq!(child.wait().unwrap().code(), Some(4));
+    assert_eq!(*asked.lock().unwrap(), ["attach sh", "Exited(4)"]);
+}
+
+#[test]
+fn the_exit_is_known_even_to_a_client_that_was_told_to_ignore_sigchld() {
+    let (i, asked) = guarding();
+    let out = Process::new("env")
+        .args(["--ignore-signal=CHLD", env!("CARGO_BIN_EXE_guardian"), "--state-dir"])
+        .arg(i.socket.parent().unwrap())
+        .args(["run", "sh", "-c", "exit 6"])
+        .output()
+        .unwrap();
+    assert_eq!(out.status.code(), Some(6), "{out:?}");
+    assert_eq!(*asked.lock().unwrap(), ["attach sh", "Exited(6)"]);
+}
+
+#[test]
 fn an_instance_that_does_not_answer_does_not_hold_up_a_signal() {
     let dir = tempfile::tempdir().unwrap();
     let witness = dir.path().join("witness");
@@ -230,7 +277,20 @@ fn lists_are_for_people_and_for_programs() {
     assert_eq!(json[1]["receipt"]["survivors"], 0);
     assert!(output(&i, &["show", "run_000000000003"]).1.contains("memory_max cannot be enforced here"));
     assert!(output(&i, &["history"]).1.contains("killed(max_runtime of 3 s is over)"));
-    assert!(output(&i, &["doctor"]).1.contains("cgroupfs"));
+    let doctor = output(&i, &["doctor"]).1;
+    for row in [
+        "   backend  cgroupfs",
+        "   cgroup2  ",
+        "    limits  ",
+        "      kill  ",
+        "   journal  ",
+        "   missing  too little",
+    ] {
+        assert!(doctor.lines().any(|l| l.starts_with(row)), "no {row:?} in\n{doctor}");
+    }
+    let json: serde_json::Value = serde_json::from_str(&output(&i, &["doctor", "--json"]).1).unwrap();
+    assert_eq!(json["instance"]["notes"][1], "and then some");
+    assert!(json["host"]["journal"].is_boolean());
     assert_eq!(output(&i, &["audit", "verify"]).0, Some(1));
 }
 
@@ -244,6 +304,63 @@ fn an_instance_that_cannot_start_is_reported_in_its_words() {
     let out = out.unwrap();
     assert_ne!(out.status.code(), Some(0));
     assert!(String::from_utf8_lossy(&out.stderr).starts_with("guardian: "), "{out:?}");
+}
+
+/// Ends the instance that a test started for real.
+struct Started(std::path::PathBuf);
+
+impl Started {
+    fn pid(&self) -> Option<i32> {
+        std::fs::read_to_string(self.0.join("instance.lock")).ok()?.trim().parse().ok()
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        if let Some(pid) = self.pid().and_then(rustix::process::Pid::from_raw) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        }
+    }
+}
+
+#[test]
+fn an_instance_has_no_tie_to_whoever_happened_to_start_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let started = Started(dir.path().join("state"));
+    // A lock that a script holds while it runs a command, and whose child the instance is.
+    let script = "exec 9>lock; exec \"$0\" --state-dir state run -- sh -c 'cut -d\" \" -f4 \"/proc/$(cat state/instance.lock)/stat\"; echo $PPID'";
+    let mut process = Process::new("sh");
+    process.arg("-c").arg(script).arg(env!("CARGO_BIN_EXE_guardian")).current_dir(dir.path());
+    let out = process.output().unwrap();
+    let told = String::from_utf8_lossy(&out.stderr).into_owned();
+    if out.status.code() == Some(125) && told.contains("cgroup") && std::env::var_os("CI").is_none() {
+        eprintln!("SKIPPED: no instance can be started here: {told}");
+        return;
+    }
+    assert_eq!(out.status.code(), Some(0), "{told}");
+    let said = String::from_utf8(out.stdout).unwrap();
+    let [parent, client] = said.lines().collect::<Vec<_>>()[..] else { panic!("{said}") };
+    assert_ne!(parent, client, "the instance is a child of the client");
+    let fds = std::fs::read_dir(format!("/proc/{}/fd", started.pid().unwrap())).unwrap();
+    let kept: Vec<_> = fds.filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok()).collect();
+    assert!(!kept.contains(&dir.path().canonicalize().unwrap().join("lock")), "{kept:?}");
+}
+
+#[test]
+fn each_mistake_of_a_configuration_has_a_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("config.toml");
+    std::fs::write(&config, "[instance]\nmax_runs = -1\nno_such_key = 1\n").unwrap();
+    for verb in [&["ps"][..], &["run", "true"]] {
+        let mut process = Process::new(env!("CARGO_BIN_EXE_guardian"));
+        process.arg("--state-dir").arg(dir.path().join("state")).arg("--config").arg(&config).args(verb);
+        let out = process.output().unwrap();
+        let told = String::from_utf8(out.stderr).unwrap();
+        let lines: Vec<&str> = told.lines().collect();
+        assert!(lines[0].starts_with("guardian: the instance could not be started: the configuration is"), "{told}");
+        assert!(lines[1].starts_with("          /") && lines[1].contains("config.toml:3:"), "{told}");
+        assert!(!told.contains("\\n"), "{told}");
+    }
 }
 
 #[test]

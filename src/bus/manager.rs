@@ -235,7 +235,7 @@ impl Manager {
         let (cgroup, given) = tokio::sync::oneshot::channel();
         match self.request().ask(Command::Reserve { cgroup }).await? {
             Answer::Run(id) => Ok((id.to_string(), given.await.ok().map(Into::into).into_iter().collect())),
-            other => Err(Error::internal(format!("the engine answered {other:?}")).into()),
+            other => Err(unexpected(&other).into()),
         }
     }
 

@@ -23,7 +23,7 @@ pub fn main(verb: &ConfigVerb, session: &Session, out: &Output) -> Done {
     let (config, files) = match load_for_user(named) {
         Ok(loaded) => loaded,
         Err(ConfigErrors(problems)) => {
-            problems.iter().for_each(|p| note(p.to_string()));
+            problems.iter().for_each(|p| note(escape(&p.to_string())));
             return Ok(WRONG);
         }
     };

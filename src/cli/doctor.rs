@@ -1,26 +1,35 @@
 //! `doctor`: what guards this host, what is missing, and what to type to get it.
 
+use std::io;
+
 use serde_json::{Value, json};
 
-use super::output::{Output, Tone, escape, hint, local_time};
+use super::host::Host;
+use super::output::{Output, Tone, columns, escape, hint, local_time, wrapped};
 use super::session::Session;
 use super::{Done, json as shapes};
 use crate::bus::client::{Client, Description};
 use crate::model::Wall;
 
-/// Describes the instance; starts it if there is none, because whether it starts is the question.
+/// The columns that the names of rows take.
+const NAMES: usize = 10;
+
+/// Describes the instance and the host. Starts an instance if there is none, because whether it starts is the question.
 pub async fn main(session: &Session, out: &Output) -> Done {
     let own = env!("CARGO_PKG_VERSION");
     let answer = session.ask(async |c: &Client| c.describe().await).await;
+    let host = Host::look(answer.as_ref().ok());
     if out.json {
         let value = match &answer {
             Ok(d) => Value::Object(shapes::instance(d)),
             Err(e) => json!({"error": e.kind, "message": e.message}),
         };
-        out.json(&json!({"client_version": own, "socket": session.socket(), "instance": value}))?;
+        let socket = session.socket();
+        out.json(&json!({"client_version": own, "socket": socket, "host": host.json(), "instance": value}))?;
     } else {
-        out.line(format!("{:>10}  {own}", "client"))?;
-        out.line(format!("{:>10}  {}", "socket", escape(&session.socket().to_string_lossy())))?;
+        row(out, "client", own)?;
+        row(out, "socket", &escape(&session.socket().to_string_lossy()))?;
+        host.rows().iter().try_for_each(|(name, value)| row(out, name, value))?;
         if let Ok(d) = &answer {
             text(d, out)?;
             if d.version != own {
@@ -32,17 +41,27 @@ pub async fn main(session: &Session, out: &Output) -> Done {
     Ok(if d.health == "healthy" { 0 } else { 1 })
 }
 
-fn text(d: &Description, out: &Output) -> std::io::Result<()> {
-    let row = |name: &str, value: String| out.line(format!("{name:>10}  {value}"));
-    row("instance", format!("{} {}, pid {}", escape(&d.instance), escape(&d.version), d.pid))?;
-    row("since", local_time(Wall(d.start_timestamp_usec)))?;
-    row("state", escape(&d.state_directory))?;
-    row("config", if d.config_file.is_empty() { "defaults".to_owned() } else { escape(&d.config_file) })?;
-    row("backend", format!("{} in {}", escape(&d.backend), escape(&d.control_group)))?;
-    row("runs", format!("{} live, {} in all, {} kills", d.runs_active, d.runs_total, d.kills_total))?;
-    row("audit", format!("{} rows", d.last_sequence))?;
+fn text(d: &Description, out: &Output) -> io::Result<()> {
+    let row = |name: &str, value: &str| row(out, name, value);
+    row("instance", &format!("{} {}, pid {}", escape(&d.instance), escape(&d.version), d.pid))?;
+    row("since", &local_time(Wall(d.start_timestamp_usec)))?;
+    row("state", &escape(&d.state_directory))?;
+    row("config", &if d.config_file.is_empty() { "defaults".to_owned() } else { escape(&d.config_file) })?;
+    row("backend", &format!("{} in {}", escape(&d.backend), escape(&d.control_group)))?;
+    row("runs", &format!("{} live, {} in all, {} kills", d.runs_active, d.runs_total, d.kills_total))?;
+    row("audit", &format!("{} rows", d.last_sequence))?;
     let tone = if d.health == "healthy" { Tone::Good } else { Tone::Bad };
-    row("health", out.tone(tone, escape(&d.health)))?;
-    d.health_reasons.iter().try_for_each(|r| row("", escape(r)))?;
-    d.notes.iter().enumerate().try_for_each(|(n, note)| row(if n == 0 { "missing" } else { "" }, escape(note)))
+    row("health", &out.tone(tone, escape(&d.health)))?;
+    d.health_reasons.iter().try_for_each(|r| row("", &escape(r)))?;
+    d.notes.iter().try_for_each(|note| row("missing", &escape(note)))
+}
+
+/// A row; on a terminal in as many lines as it takes. What goes elsewhere is one line a row, so that grep finds it.
+fn row(out: &Output, name: &str, value: &str) -> io::Result<()> {
+    let lines = match columns() {
+        Some(columns) if columns > NAMES + 30 => wrapped(value, columns - NAMES - 2),
+        _ => vec![value.to_owned()],
+    };
+    let names = std::iter::once(name).chain(std::iter::repeat(""));
+    lines.iter().zip(names).try_for_each(|(line, name)| out.line(format!("{name:>NAMES$}  {line}")))
 }

@@ -12,6 +12,8 @@ mod doctor;
 mod ending;
 mod extend;
 mod freeze;
+mod host;
+mod inherited;
 mod json;
 mod kill;
 mod launch;
@@ -25,6 +27,7 @@ mod terminal;
 #[cfg(test)]
 mod testing;
 mod wait;
+mod watch;
 
 use std::io;
 use std::process::ExitCode;
@@ -33,10 +36,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use clap::Parser;
 
 use self::args::{Cli, InstanceArgs, Verb};
-use self::output::{Output, escape, hint, note};
+use self::output::{Output, complain, hint};
 use self::session::Session;
 use crate::daemon::instance;
 use crate::model::{Error, ErrorKind, Wall};
+
+pub use self::session::default_state_dir;
 
 /// What a verb comes to: its exit status.
 type Done = anyhow::Result<i32>;
@@ -46,6 +51,7 @@ const OWN_FAILURE: i32 = 125;
 
 /// The whole of `guardian`.
 pub fn main() -> ExitCode {
+    inherited::take_children_back();
     let cli = Cli::parse();
     let out = Output::new(cli.global.json, cli.global.color);
     match verb(cli, &out) {
@@ -106,7 +112,7 @@ fn failed(e: &anyhow::Error) -> ExitCode {
         // Whoever read our output has enough of it.
         return exit_code(0);
     }
-    note(escape(&format!("{e:#}")));
+    complain(&format!("{e:#}"));
     let kind = e.downcast_ref::<Error>().map(|e| e.kind);
     match kind {
         Some(ErrorKind::Unavailable | ErrorKind::NotDelegated) => hint("`guardian doctor` says what is missing"),

@@ -102,6 +102,17 @@ pub fn note(text: impl AsRef<str>) {
     let _ = writeln!(io::stderr().lock(), "guardian: {}", text.as_ref());
 }
 
+/// A message from elsewhere: an error, or a list of them. Its lines after the first are indented, so that none is taken
+/// for a message of its own.
+pub fn complain(message: &str) {
+    note(indented(message));
+}
+
+fn indented(message: &str) -> String {
+    let lines = message.lines().map(str::trim).filter(|l| !l.is_empty()).map(escape);
+    lines.collect::<Vec<_>>().join("\n          ")
+}
+
 /// What to type next.
 pub fn hint(text: impl AsRef<str>) {
     let _ = writeln!(io::stderr().lock(), "hint: {}", text.as_ref());
@@ -145,6 +156,27 @@ pub fn clip(text: &str, max: usize) -> String {
     text.chars().take(max.saturating_sub(1)).chain(['…']).collect()
 }
 
+/// The text in lines of at most so many characters, broken between words. A longer word has a line of its own.
+pub fn wrapped(text: &str, width: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
+}
+
+/// The columns of the terminal that standard output is; none where it is no terminal.
+pub fn columns() -> Option<usize> {
+    let size = rustix::termios::tcgetwinsize(io::stdout()).ok()?;
+    (size.ws_col > 0).then_some(size.ws_col.into())
+}
+
 /// A time for people, in their time zone.
 pub fn local_time(at: Wall) -> String {
     let Some(time) = timestamp(at) else { return format!("{} µs", at.0) };
@@ -182,6 +214,22 @@ mod tests {
         let safe = escape(nasty);
         assert_eq!(safe, "a\\u{1b}[2Jb\\nrun_0 finished\\r\\t\\u{9b}31m\\u{202e}c\\u{7f}\\u{0}é漢");
         assert!(!safe.chars().any(|c| c.is_control()));
+    }
+
+    #[test]
+    fn a_list_of_mistakes_is_a_line_each_and_none_can_pass_for_a_message() {
+        let list = "it is refused: a.toml:1:2: no\n\n   a.toml:3:4: \x1b[2J\nguardian: run_1 finished\r\n";
+        let shown = indented(list);
+        let lines: Vec<&str> = shown.split('\n').collect();
+        let rest = ["          a.toml:3:4: \\u{1b}[2J", "          guardian: run_1 finished"];
+        assert_eq!(lines, [&["it is refused: a.toml:1:2: no"][..], &rest[..]].concat());
+    }
+
+    #[test]
+    fn sentences_are_broken_between_words() {
+        assert_eq!(wrapped("one two  three", 7), ["one two", "three"]);
+        assert_eq!(wrapped("unbreakable a", 4), ["unbreakable", "a"]);
+        assert!(wrapped("", 9).is_empty());
     }
 
     #[test]

@@ -7,8 +7,10 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::process::{child_subreaper, set_child_subreaper};
 
 use super::args::Global;
+use super::inherited;
 use crate::bus::client::{Client, connect_socket};
 use crate::model::{Error, ErrorKind};
 
@@ -111,7 +113,7 @@ impl Session {
             command.arg("--config").arg(config);
         }
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(writing).current_dir("/");
-        let status = command.status()?;
+        let status = unparented(|| command.status())?;
         if !status.success() {
             let mut words = String::new();
             drop(command);
@@ -120,6 +122,20 @@ impl Session {
         }
         Ok(reading.into())
     }
+}
+
+/// Starts something that is to be nobody's child. The client of a foreground run adopts orphans: not this one, which would
+/// be taken for a process of the run by whoever ends the client with all its descendants.
+fn unparented<T>(start: impl FnOnce() -> T) -> T {
+    let adopting = child_subreaper().ok().flatten();
+    if adopting.is_some() {
+        let _ = set_child_subreaper(None);
+    }
+    let started = start();
+    if adopting.is_some() {
+        let _ = set_child_subreaper(adopting);
+    }
+    started
 }
 
 /// What a starting instance writes on its standard error.
@@ -153,7 +169,8 @@ fn nobody(e: &io::Error) -> bool {
     matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
 }
 
-fn default_state_dir() -> Result<PathBuf, Error> {
+/// Where the private instance of this user keeps its state when no place is named.
+pub fn default_state_dir() -> Result<PathBuf, Error> {
     let set = |name| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
     if let Some(state) = set("XDG_STATE_HOME") {
         return Ok(state.join("guardian"));
@@ -168,6 +185,7 @@ fn default_state_dir() -> Result<PathBuf, Error> {
 
 /// The hidden verb with `--detach`: starts the instance and leaves it to init.
 pub fn detach(arguments: impl Iterator<Item = std::ffi::OsString>) -> io::Result<()> {
+    inherited::hand_no_descriptor_on();
     let rest = arguments.filter(|a| a != "--detach");
     Command::new("/proc/self/exe").args(rest).stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
     Ok(())

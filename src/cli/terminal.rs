@@ -3,26 +3,28 @@
 use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
-use rustix::process::{Pid, getpgrp};
+use rustix::io::Errno;
+use rustix::process::{getpgrp, test_kill_process_group};
 use rustix::termios::{LocalModes, OptionalActions, Termios, isatty, tcgetattr, tcgetpgrp, tcsetattr, tcsetpgrp};
 
 /// A terminal as it was before the command ran.
 pub struct Terminal {
     tty: std::fs::File,
-    modes: Termios,
-    foreground: Option<Pid>,
+    /// None for a run that began in the background: what the terminal is like then is the shell's or another program's
+    /// doing, and nothing to go back to.
+    modes: Option<Termios>,
 }
 
 impl Terminal {
-    /// The controlling terminal, if this process has one in the foreground.
+    /// The controlling terminal, if this process has one.
     pub fn save() -> Option<Self> {
         let tty = std::fs::OpenOptions::new().read(true).write(true).open("/dev/tty").ok()?;
         if !isatty(&tty) {
             return None;
         }
-        let modes = tcgetattr(&tty).ok()?;
-        let foreground = tcgetpgrp(&tty).ok();
-        Some(Self { tty, modes, foreground })
+        let foreground = tcgetpgrp(&tty).is_ok_and(|group| group == getpgrp());
+        let modes = if foreground { tcgetattr(&tty).ok() } else { None };
+        Some(Self { tty, modes })
     }
 
     /// Whether the terminal now passes ^C on as a key: a full-screen program or a line editor handles it itself.
@@ -32,6 +34,7 @@ impl Terminal {
 
     /// Puts back the modes and the foreground process group, if they are not what they were.
     pub fn restore(&self) {
+        let Some(modes) = &self.modes else { return };
         // Setting either from the background stops a process by SIGTTOU, unless that is blocked.
         let mut ttou = SigSet::empty();
         ttou.add(Signal::SIGTTOU);
@@ -39,11 +42,11 @@ impl Terminal {
         let blocked = pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&ttou), Some(&mut before)).is_ok();
         let tty: BorrowedFd<'_> = self.tty.as_fd();
         // Only what was ours: a shell that put us in the background in the meantime keeps the terminal.
-        if self.foreground == Some(getpgrp()) && self.foreground_is_gone() {
+        if self.foreground_is_gone() {
             let _ = tcsetpgrp(tty, getpgrp());
         }
         if tcgetpgrp(tty).ok() == Some(getpgrp()) {
-            let _ = tcsetattr(tty, OptionalActions::Drain, &self.modes);
+            let _ = tcsetattr(tty, OptionalActions::Drain, modes);
         }
         if blocked {
             let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
@@ -53,7 +56,7 @@ impl Terminal {
     /// Whether the foreground process group has no process any more: the command made its own and ended.
     fn foreground_is_gone(&self) -> bool {
         match tcgetpgrp(&self.tty) {
-            Ok(group) => group != getpgrp() && rustix::process::test_kill_process_group(group).is_err(),
+            Ok(group) => group != getpgrp() && test_kill_process_group(group) == Err(Errno::SRCH),
             // The kernel names no process group when the one that was there is gone.
             Err(_) => true,
         }

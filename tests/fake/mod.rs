@@ -86,7 +86,7 @@ pub fn instance(script: Script) -> Instance {
     Instance { _dir: Some(dir), ..instance_in(&path, script) }
 }
 
-/// The same in a directory that stays.
+/// The same in a directory that stays. Where that has a directory `cgroup`, ReserveRun gives it; the script is not asked.
 pub fn instance_in(dir: &Path, mut script: Script) -> Instance {
     let socket = dir.join("bus.sock");
     let listener = UnixListener::bind(&socket).unwrap();
@@ -95,15 +95,31 @@ pub fn instance_in(dir: &Path, mut script: Script) -> Instance {
     let shelf = Arc::new(Shelf::default());
     let (commands, inbox): (Commands, mpsc::Receiver<Envelope>) = Commands::new(Arc::new(|| {}));
     let views = published.clone();
+    let reserved = dir.join("cgroup");
     std::thread::spawn(move || {
         while let Ok(envelope) = inbox.recv() {
-            let answer = script(&envelope.command, &views);
+            let answer = match envelope.command {
+                Command::Reserve { cgroup } => {
+                    if let Ok(dir) = std::fs::File::open(&reserved) {
+                        cgroup.send(dir.into()).unwrap();
+                    }
+                    Ok(Answer::Run(id(1)))
+                }
+                command => script(&command, &views),
+            };
             let _ = envelope.reply.send(answer);
         }
     });
     let signals = bus::signals();
     let uid = rustix::process::getuid().as_raw();
-    let about = About { version: "1.2.3".into(), pid: 77, uid, backend: "cgroupfs".into(), ..About::default() };
+    let about = About {
+        version: "1.2.3".into(),
+        pid: 77,
+        uid,
+        backend: "cgroupfs".into(),
+        notes: vec!["too little".into(), "and then some".into()],
+        ..About::default()
+    };
     let processes = Arc::new(|v: &RunView| {
         Ok(vec![ProcessSeen { pid: v.spec.main.unwrap().pid, ppid: 1, name: "sh".into(), state: 'S', wchan: None }])
     });

@@ -1,0 +1,335 @@
+//! A foreground run under way: its client between the command, the instance, the terminal and whoever sends signals.
+//!
+//! ```text
+//!      ┌── the command exits: reap, ReportExit ◀────────┐
+//!      │── a signal to us: KillRun, or pass it on       ├── until WaitRun answers: the run is over, its cgroup empty
+//!      │── the command stops: stop too, for the shell   │
+//!      └── no answer: the next instance, and tell it all┘── or the command is over, and nobody answers
+//! ```
+//!
+//! An instance that cannot be reached is no reason to leave: the command runs, and whoever waits for us waits for it.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{SigmaskHow, Signal, pthread_sigmask};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::unistd::{Pid, getpgid, getpgrp, getpid, getppid};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::output::{escape, note};
+use super::session::Session;
+use super::terminal::{Terminal, not_ignored};
+use crate::bus::client::Client;
+use crate::launch::gate::Gated;
+use crate::launch::orphans;
+use crate::model::{Error, ErrorKind, ExitStatus, KillMode, RunId, RunView};
+
+/// `si_code` of a signal that the kernel sent: ^C typed on the terminal, not kill(2).
+const SI_KERNEL: i32 = 0x80;
+/// A second ^C within this time says that the command does not end by the first.
+const AGAIN: Duration = Duration::from_secs(2);
+/// So many failures in a row, some 3 s, and the command is said to be unwatched.
+const FAILURES: u32 = 6;
+/// The longest pause between two attempts.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// How a foreground run came to its end.
+#[derive(Debug)]
+pub enum Ended {
+    /// By a signal before its command was contained. Nothing was executed.
+    BeforeItBegan(Signal),
+    /// As the instance says.
+    Over(Box<RunView>),
+    /// Its command exited so, and no instance answered, for this reason.
+    Unwatched(ExitStatus, String),
+}
+
+/// A run under way.
+pub struct Watch<'a> {
+    session: &'a Session,
+    run: RunId,
+    child: &'a Gated,
+    terminal: Option<&'a Terminal>,
+    signals: Signals,
+    readable: AsyncFd<OwnedFd>,
+    exited: Option<ExitStatus>,
+    /// How the run is to be ended, once anyone wants that, and why.
+    wanted: Option<(KillMode, String)>,
+    last_typed: Option<Instant>,
+    failures: u32,
+}
+
+/// What came of the signals that were there to be read.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct News {
+    exited: bool,
+    wanted: bool,
+}
+
+impl<'a> Watch<'a> {
+    /// The run of this contained child.
+    pub fn new(
+        session: &'a Session,
+        run: RunId,
+        child: &'a Gated,
+        signals: Signals,
+        terminal: Option<&'a Terminal>,
+    ) -> Result<Self, Error> {
+        let readable = signals.readable().map_err(cannot_wait)?;
+        Ok(Self {
+            session,
+            run,
+            child,
+            terminal,
+            signals,
+            readable,
+            exited: None,
+            wanted: None,
+            last_typed: None,
+            failures: 0,
+        })
+    }
+
+    /// Watches until the run is over.
+    pub async fn until_over(mut self, client: Client) -> Result<Ended, Error> {
+        let mut client = Ok(client);
+        loop {
+            let begun = Instant::now();
+            let trouble = match client {
+                Ok(client) => match self.with(&client).await {
+                    Ok(view) => return Ok(Ended::Over(Box::new(view))),
+                    Err(e) => e,
+                },
+                Err(e) => e,
+            };
+            if begun.elapsed() > LONGEST_PAUSE * 2 {
+                self.failures = 0;
+            }
+            self.failures += 1;
+            match (self.exited, self.failures) {
+                (Some(status), FAILURES..) => return Ok(Ended::Unwatched(status, trouble.message)),
+                (_, 1) => note(format!("{}: looking for the next instance", escape(&trouble.message))),
+                (_, FAILURES) => {
+                    note(format!("{} is watched by no instance: {}", self.run, escape(&trouble.message)));
+                    self.end_unwatched();
+                }
+                _ => {}
+            }
+            client = self.next_instance().await?;
+        }
+    }
+
+    /// Waits for the end with this instance. An error is one of the instance: another may do better.
+    async fn with(&mut self, client: &Client) -> Result<RunView, Error> {
+        let id = self.run.to_string();
+        // The news of an exit may have been read by who waited for the launch.
+        self.reap();
+        // What this instance has not heard yet: an earlier one may have died before it acted on it.
+        let mut news = News { exited: self.exited.is_some(), wanted: self.wanted.is_some() };
+        let mut over = std::pin::pin!(client.wait(&id, None));
+        loop {
+            if let Some(status) = self.exited.filter(|_| news.exited) {
+                heard(client.report_exit(self.run, status).await)?;
+            }
+            if let Some((mode, reason)) = self.wanted.as_ref().filter(|_| news.wanted) {
+                heard(client.kill(&id, *mode, reason).await.map(drop))?;
+            }
+            news = tokio::select! {
+                ended = &mut over => return ended,
+                ready = self.readable.readable() => {
+                    ready.map_err(cannot_wait)?.clear_ready();
+                    self.news()
+                }
+            };
+        }
+    }
+
+    /// Connects to the next instance after a pause, which is longer each time. Meanwhile signals are for the command.
+    async fn next_instance(&mut self) -> Result<Result<Client, Error>, Error> {
+        let pause = Duration::from_millis(50 << self.failures.min(7)).min(LONGEST_PAUSE);
+        let session = self.session;
+        let connect = async {
+            tokio::time::sleep(pause).await;
+            session.connect().await
+        };
+        let mut connect = std::pin::pin!(connect);
+        loop {
+            tokio::select! {
+                client = &mut connect => return Ok(client),
+                ready = self.readable.readable() => {
+                    ready.map_err(cannot_wait)?.clear_ready();
+                    let news = self.news();
+                    if news.wanted {
+                        self.end_unwatched();
+                    }
+                    if news.exited && self.failures >= FAILURES {
+                        return Ok(Err(Error::new(ErrorKind::Unavailable, "no instance could be started")));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Ends the command as well as we can without an instance, which reaches the rest of the run.
+    fn end_unwatched(&self) {
+        match &self.wanted {
+            Some((KillMode::Graceful, _)) if self.failures >= FAILURES => self.pass_on(Signal::SIGTERM),
+            Some((KillMode::Force, _)) if self.failures >= FAILURES => self.pass_on(Signal::SIGKILL),
+            _ => {}
+        }
+    }
+
+    fn reap(&mut self) {
+        let main = self.child.id().pid;
+        let exited = &mut self.exited;
+        // The first with its pid: reaped, the pid may become another's.
+        orphans::reap(|pid, status| *exited = exited.or((pid == main).then_some(status)));
+    }
+
+    /// Takes in every signal that came.
+    fn news(&mut self) -> News {
+        let mut news = News::default();
+        let (mut children, mut continued) = (false, false);
+        while let Some((signal, code)) = self.signals.next() {
+            match signal {
+                Signal::SIGCHLD => children = true,
+                Signal::SIGCONT => continued = true,
+                Signal::SIGUSR1 | Signal::SIGUSR2 => self.pass_on(signal),
+                signal if self.is_the_commands(signal, code) => {}
+                signal => {
+                    // Whoever asks again has lost patience.
+                    let mode = if self.wanted.is_some() { KillMode::Force } else { KillMode::Graceful };
+                    let typed = signal == Signal::SIGINT && code == SI_KERNEL;
+                    let reason =
+                        if typed { "^C on the terminal".to_owned() } else { format!("{signal} to the client") };
+                    self.wanted = Some((mode, reason));
+                    news.wanted = true;
+                }
+            }
+        }
+        if children {
+            let before = self.exited;
+            self.reap();
+            news.exited = before != self.exited;
+        }
+        self.stop_or_continue(children, continued);
+        news
+    }
+
+    /// Whether a signal went to the command as well, which is to act on it: what is typed goes to the whole foreground
+    /// process group. A program may catch ^C to cancel one request, or to tidy up, which our SIGTERM would cut short;
+    /// terraform takes it for the second ^C and gives up its state. A second one soon after is for us.
+    fn is_the_commands(&mut self, signal: Signal, code: i32) -> bool {
+        if code != SI_KERNEL || self.wanted.is_some() || !self.command_is_in_our_group() {
+            return false;
+        }
+        match signal {
+            Signal::SIGQUIT => true,
+            Signal::SIGINT => {
+                let again = self.last_typed.replace(Instant::now()).is_some_and(|last| last.elapsed() < AGAIN);
+                !again || self.terminal.is_some_and(Terminal::command_handles_keys)
+            }
+            _ => false,
+        }
+    }
+
+    fn command_is_in_our_group(&self) -> bool {
+        self.exited.is_none() && getpgid(Some(self.main())) == Ok(getpgrp())
+    }
+
+    /// A command that stops itself alone (`suspend` of a shell, `~^Z` of ssh) stops the job: a shell with job control sees
+    /// it by our stopping. SIGTSTP does nothing where no such shell is our parent. And whoever continues us means the
+    /// command, which may be in a process group of its own.
+    fn stop_or_continue(&self, children: bool, continued: bool) {
+        if !(children || continued) || self.exited.is_some() || !self.command_is_stopped() {
+            return;
+        }
+        if continued {
+            self.pass_on(Signal::SIGCONT);
+        } else if self.terminal.is_some() && getpgid(Some(getppid())) != Ok(getpgrp()) {
+            let _ = nix::sys::signal::kill(getpid(), Signal::SIGTSTP);
+        }
+    }
+
+    fn command_is_stopped(&self) -> bool {
+        let flags = WaitPidFlag::WSTOPPED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        matches!(waitid(Id::Pid(self.main()), flags), Ok(WaitStatus::Stopped(..)))
+    }
+
+    fn main(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.child.id().pid).unwrap_or(0))
+    }
+
+    /// Sends a signal to the command, which may be gone.
+    fn pass_on(&self, signal: Signal) {
+        if let Some(signal) = rustix::process::Signal::from_named_raw(signal as i32) {
+            let _ = rustix::process::pidfd_send_signal(self.child.pidfd(), signal);
+        }
+    }
+}
+
+fn cannot_wait(e: io::Error) -> Error {
+    Error::internal(format!("cannot wait for the command: {e}"))
+}
+
+/// Passes over what cannot matter: a run that is over already, and an instance that is gone, which the wait notices.
+fn heard(answer: Result<(), Error>) -> Result<(), Error> {
+    match answer {
+        Err(e) if !matches!(e.kind, ErrorKind::AlreadyFinished | ErrorKind::NoSuchRun | ErrorKind::Unavailable) => {
+            Err(e)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The signals that we act on.
+pub struct Signals(SignalFd);
+
+impl Signals {
+    /// Blocks them, to be read from now on. Those that we were told to ignore stay ignored, by the command too.
+    pub fn block() -> Result<Self, Error> {
+        let ends = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
+        let passed_on = [Signal::SIGUSR1, Signal::SIGUSR2];
+        let mut set = not_ignored(&[&ends[..], &passed_on[..]].concat());
+        set.add(Signal::SIGCHLD);
+        // Blocked, it still continues us.
+        set.add(Signal::SIGCONT);
+        let failed = |e: nix::Error| Error::internal(format!("cannot take signals: {e}"));
+        pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&set), None).map_err(failed)?;
+        SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC).map(Self).map_err(failed)
+    }
+
+    /// The first signal that means to end what has not begun.
+    pub async fn first(&self) -> Result<Signal, Error> {
+        let failed = |e: io::Error| Error::internal(format!("cannot take signals: {e}"));
+        let ready = self.readable().map_err(failed)?;
+        loop {
+            match self.next() {
+                // The gated child cannot execute anything yet: whoever opens its gate will see that it is gone.
+                Some((Signal::SIGCHLD | Signal::SIGCONT, _)) => {}
+                Some((signal, _)) => return Ok(signal),
+                None => ready.readable().await.map_err(failed)?.clear_ready(),
+            }
+        }
+    }
+
+    /// The next signal that came, and its `si_code`.
+    fn next(&self) -> Option<(Signal, i32)> {
+        let info = self.0.read_signal().ok().flatten()?;
+        let signal = Signal::try_from(info.ssi_signo as i32).ok()?;
+        Some((signal, info.ssi_code))
+    }
+
+    /// A descriptor of its own to wait for signals on.
+    fn readable(&self) -> io::Result<AsyncFd<OwnedFd>> {
+        let fd: BorrowedFd<'_> = self.0.as_fd();
+        // Deprecated because a type could close its descriptor early; its unsafe successor asks for a promise that an
+        // OwnedFd keeps by itself.
+        #[allow(deprecated)]
+        AsyncFd::with_interest(fd.try_clone_to_owned()?, Interest::READABLE)
+    }
+}
