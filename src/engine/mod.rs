@@ -57,6 +57,8 @@ const UNKILLABLE_AFTER: Duration = Duration::from_secs(60);
 /// First look at whether a run is ready; then at twice the age each time, so that looks stay few and never late by
 /// more than the age.
 const FIRST_PROBE: Duration = Duration::from_millis(50);
+/// Later looks fall together on a grid, so that many runs that wait for their first output make few wakeups.
+const PROBE_GRID: Duration = Duration::from_secs(1);
 /// A limit warns at this part of its time.
 const WARN_PERCENT: u32 = 80;
 
@@ -236,7 +238,7 @@ impl Engine {
             if run.timers.get(&Rule::InitTimeout).is_some_and(|t| t.ends <= now.mono) {
                 self.limit_reached(id, Rule::InitTimeout, now);
             } else {
-                self.deadlines.set(id, Due::Probe, now.mono + age);
+                self.deadlines.set(id, Due::Probe, (now.mono + age).rounded_up(PROBE_GRID.min(age)));
             }
             return;
         }

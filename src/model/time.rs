@@ -23,6 +23,12 @@ pub struct Now {
 }
 
 impl Mono {
+    /// The next moment that is a multiple of this duration since boot.
+    pub fn rounded_up(self, grid: Duration) -> Mono {
+        let grid = u64::try_from(grid.as_nanos()).unwrap_or(u64::MAX).max(1);
+        Mono(self.0.checked_next_multiple_of(grid).unwrap_or(u64::MAX))
+    }
+
     /// Time since an earlier moment; zero if it was not earlier.
     pub fn since(self, earlier: Mono) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
