@@ -20,11 +20,14 @@ use super::{OWN_FAILURE, ending, exit_code, launch, runtime};
 use crate::bus::client::Client;
 use crate::launch::gate::{self, ExecError, Gated};
 use crate::launch::orphans;
-use crate::model::{Error, ErrorKind, ExitStatus, LaunchRequest, RunId};
+use crate::model::{Error, ErrorKind, ExitStatus, LaunchRequest, Outcome, RunId};
 
 /// How long to wait until the command is executed. A file on a network that hangs, or a run that is frozen at once, must
 /// not keep us from hearing ^C; how it ends tells whether it was executed.
 const EXEC_WAIT: Duration = Duration::from_secs(1);
+
+/// How often a detached run is launched whose instance dies before it has begun it.
+const LAUNCHES: u32 = 3;
 
 /// Runs the verb; its failures are 125, so that they are not taken for the command's.
 pub fn main(args: &RunArgs, session: &Session, out: &Output) -> ExitCode {
@@ -45,11 +48,10 @@ fn run(args: &RunArgs, session: &Session, out: &Output) -> Result<i32, Error> {
         std::env::set_current_dir(cwd)
             .map_err(|e| Error::invalid(format!("cannot change to the directory {}: {e}", cwd.display())))?;
     }
-    let mut request = launch::request(args)?;
+    let request = launch::request(args)?;
     let env = launch::environment(args)?;
     if args.detach {
-        request.env = env;
-        let run = runtime()?.block_on(session.ask(async |c: &Client| c.start(&request).await))?;
+        let run = runtime()?.block_on(detached(session, LaunchRequest { env, ..request }))?;
         out.line(run.to_string()).map_err(|e| Error::internal(e.to_string()))?;
         return Ok(0);
     }
@@ -94,6 +96,30 @@ fn tell(run: Option<RunId>, executed: Result<(), ExecError>, ended: Ended) -> Re
             })
         }
     }
+}
+
+/// Starts a detached run, once: the id that was reserved tells whether an instance that died had begun it.
+async fn detached(session: &Session, mut request: LaunchRequest) -> Result<RunId, Error> {
+    let mut last = None;
+    for _ in 0..LAUNCHES {
+        let (client, run, _) = reserve(session).await?;
+        request.reserved = Some(run);
+        match client.start(&request).await {
+            Err(e) if e.kind == ErrorKind::Unavailable => last = Some(e),
+            answer => return answer,
+        }
+        match session.connect().await?.show(&run.to_string()).await {
+            Ok(view) => {
+                return match view.outcome {
+                    Some(Outcome::Lost { why }) => Err(Error::new(ErrorKind::LaunchFailed, format!("{run}: {why}"))),
+                    _ => Ok(run),
+                };
+            }
+            Err(e) if e.kind == ErrorKind::NoSuchRun => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Err(last.unwrap_or_else(|| Error::internal("nothing was launched")))
 }
 
 /// Contains, executes and watches the command. Gives its run, unless there is none, and whether it was executed.
