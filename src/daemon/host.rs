@@ -27,9 +27,6 @@ use crate::model::{CgroupIdentity, ExitStatus, Now, ProcessId, Resources, RunId,
 /// How long opening a gate waits for execve. A file on a network that hangs must not hold up the engine.
 const EXEC_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Where journald listens.
-const JOURNAL: &str = "/run/systemd/journal/socket";
-
 /// The part of the descriptors that may be kept open for sampling; the rest is for runs, clients and the store.
 const KEPT_SHARE: usize = 4;
 
@@ -217,13 +214,7 @@ impl Host {
                 self.subtree.path().display()
             )
         });
-        let kill = (!self.subtree.has_cgroup_kill()).then(|| {
-            "this kernel has no cgroup.kill (Linux 5.14): runs are frozen and killed process by process".to_owned()
-        });
-        let journal = (!Path::new(JOURNAL).exists()).then(|| {
-            format!("no journald listens at {JOURNAL}: the audit is in the database alone (`guardian audit`)")
-        });
-        [controllers, kill, journal].into_iter().flatten().collect()
+        controllers.into_iter().collect()
     }
 
     /// The directory that holds the runs' cgroups.

@@ -139,11 +139,6 @@ impl Subtree {
         ["memory", "pids", "cpu"].into_iter().filter(|c| !is_there(c)).collect()
     }
 
-    /// Whether the kernel has `cgroup.kill`.
-    pub fn has_cgroup_kill(&self) -> bool {
-        self.dir.has("cgroup.kill")
-    }
-
     /// The subtree's directory.
     pub fn path(&self) -> &Path {
         self.dir.path()
