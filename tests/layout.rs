@@ -15,7 +15,10 @@ const MAY_SEE: &[(&str, &[&str])] = &[
     ("store", &["model", "failpoint"]),
     ("daemon", &["model", "engine", "config", "kernel", "launch", "store", "bus", "failpoint"]),
     ("bus", &["model", "daemon::command", "daemon::published"]),
-    ("cli", &["model", "config", "bus::client", "launch::gate", "launch::orphans", "daemon::instance"]),
+    (
+        "cli",
+        &["model", "config", "bus::client", "launch::gate", "launch::orphans", "daemon::instance", "daemon::state_dir"],
+    ),
 ];
 
 /// Longer files are rooms to divide; DESIGN.md says about 500.

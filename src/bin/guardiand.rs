@@ -4,9 +4,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use guardian::cli::default_state_dir;
 use guardian::config::load_for_user;
 use guardian::daemon::instance::{self, Options};
+use guardian::daemon::state_dir;
 
 /// Guardian's watchdog service
 ///
@@ -45,9 +45,6 @@ fn run(args: &Args) -> anyhow::Result<()> {
         load_for_user(args.config.as_deref())?;
         return Ok(());
     }
-    let state_dir = match &args.state_dir {
-        Some(dir) => dir.clone(),
-        None => default_state_dir()?,
-    };
+    let state_dir = state_dir::find(args.state_dir.clone())?;
     instance::run(&Options { state_dir, config: args.config.clone(), foreground: true })
 }

@@ -38,10 +38,8 @@ use clap::Parser;
 use self::args::{Cli, InstanceArgs, Verb};
 use self::output::{Output, complain, hint};
 use self::session::Session;
-use crate::daemon::instance;
+use crate::daemon::{instance, state_dir};
 use crate::model::{Error, ErrorKind, Wall};
-
-pub use self::session::default_state_dir;
 
 /// What a verb comes to: its exit status.
 type Done = anyhow::Result<i32>;
@@ -101,7 +99,7 @@ fn serve(args: InstanceArgs, session: &Session) -> Done {
     };
     match instance::run(&options) {
         // Of several that are started at once, one serves.
-        Err(e) if e.is::<instance::AlreadyServed>() => Ok(0),
+        Err(e) if e.is::<state_dir::AlreadyServed>() => Ok(0),
         served => served.map(|()| 0),
     }
 }

@@ -12,6 +12,7 @@ use rustix::process::{child_subreaper, set_child_subreaper};
 use super::args::Global;
 use super::inherited;
 use crate::bus::client::{Client, connect_socket};
+use crate::daemon::state_dir;
 use crate::model::{Error, ErrorKind};
 
 /// The time that a started instance has until it answers.
@@ -28,10 +29,7 @@ impl Session {
     /// The place that the options name, or the user's own.
     pub fn new(global: &Global) -> Result<Self, Error> {
         let set = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-        let dir = match global.state_dir.clone().or_else(|| set("GUARDIAN_STATE_DIR")) {
-            Some(dir) => dir,
-            None => default_state_dir()?,
-        };
+        let dir = state_dir::find(global.state_dir.clone())?;
         let absolute = |path: &Path| {
             std::path::absolute(path)
                 .map_err(|e| Error::invalid(format!("{} has no absolute path: {e}", path.display())))
@@ -167,20 +165,6 @@ impl Words {
 
 fn nobody(e: &io::Error) -> bool {
     matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
-}
-
-/// Where the private instance of this user keeps its state when no place is named.
-pub fn default_state_dir() -> Result<PathBuf, Error> {
-    let set = |name| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
-    if let Some(state) = set("XDG_STATE_HOME") {
-        return Ok(state.join("guardian"));
-    }
-    let passwd = || nix::unistd::User::from_uid(nix::unistd::getuid()).ok().flatten().map(|u| u.dir);
-    set("HOME").or_else(passwd).map(|home| home.join(".local/state/guardian")).ok_or_else(|| {
-        Error::invalid(
-            "there is no home directory for the state: name a directory with --state-dir or GUARDIAN_STATE_DIR",
-        )
-    })
 }
 
 /// The hidden verb with `--detach`: starts the instance and leaves it to init.

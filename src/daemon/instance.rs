@@ -7,16 +7,12 @@
 //! ```
 
 use std::fs;
-use std::io::Write as _;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
-use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context as _, bail};
-use nix::fcntl::{Flock, FlockArg};
+use anyhow::Context as _;
 use serde_json::json;
 use tokio::sync::{oneshot, watch};
 
@@ -37,6 +33,7 @@ use super::launcher;
 use super::published::{InstanceView, Published};
 use super::recovery::{self, Known};
 use super::reservations::Reservations;
+use super::state_dir;
 
 /// What an instance is started with.
 #[derive(Debug, Clone)]
@@ -49,118 +46,25 @@ pub struct Options {
     pub foreground: bool,
 }
 
-/// The name of the socket in the state directory.
-pub const SOCKET: &str = "bus.sock";
-/// The name of the lock in the state directory; holds the pid of the instance.
-pub const LOCK: &str = "instance.lock";
-
-/// How long a lock is waited for whose holder has no socket.
-const LOCK_PATIENCE: Duration = Duration::from_secs(5);
-
 /// How long what could not be done is left before it is tried again.
 const CATCH_UP: Duration = Duration::from_millis(100);
-
-/// Another instance serves this state directory.
-#[derive(Debug, thiserror::Error)]
-#[error("another instance serves {}", state_dir.display())]
-pub struct AlreadyServed {
-    /// The state directory.
-    pub state_dir: PathBuf,
-}
 
 /// Serves until stopped or idle. Up to the moment when clients are answered, what goes wrong is returned to whoever started
 /// it; after that it is in the journal and the audit.
 pub fn run(options: &Options) -> anyhow::Result<()> {
-    let state_dir = prepare_state_dir(&options.state_dir)?;
-    let _lock = lock(&state_dir)?;
+    let state_dir = state_dir::prepare(&options.state_dir)?;
+    let _lock = state_dir::lock(&state_dir)?;
     super::bus_thread::block_signals()?;
     journal::init_logging(options.foreground);
     let (config, files) = config::load_for_user(options.config.as_deref()).context("the configuration is refused")?;
     let mut instance = Instance::start(options, &state_dir, config, &files)?;
     if !options.foreground {
-        redirect_stderr(&state_dir)?;
+        state_dir::redirect_stderr(&state_dir)?;
     }
     footprint::drop_text();
     instance.serve();
     instance.stop();
     Ok(())
-}
-
-/// The directory, its owner's alone. Somebody who can write to it could make us kill by a record of theirs.
-fn prepare_state_dir(dir: &Path) -> anyhow::Result<PathBuf> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).with_context(|| {
-        format!("cannot create the state directory {}: name another with --state-dir", dir.display())
-    })?;
-    let dir = dir.canonicalize().with_context(|| format!("cannot use the state directory {}", dir.display()))?;
-    let meta = fs::metadata(&dir)?;
-    let uid = nix::unistd::geteuid().as_raw();
-    if meta.uid() != uid {
-        bail!("the state directory {} belongs to uid {}, and this is uid {uid}", dir.display(), meta.uid());
-    }
-    if meta.permissions().mode() & 0o022 != 0 {
-        bail!("others may write to the state directory {0}: `chmod go-w {0}`", dir.display());
-    }
-    Ok(dir)
-}
-
-fn lock(state_dir: &Path) -> anyhow::Result<Flock<fs::File>> {
-    let path = state_dir.join(LOCK);
-    let file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path);
-    let file = file.with_context(|| format!("cannot open {}", path.display()))?;
-    let mut file = file;
-    let begun = Instant::now();
-    let mut lock = loop {
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => break lock,
-            Err((_, nix::errno::Errno::EWOULDBLOCK))
-                if state_dir.join(SOCKET).exists() || begun.elapsed() > LOCK_PATIENCE =>
-            {
-                return Err(anyhow::Error::new(AlreadyServed { state_dir: state_dir.to_owned() }));
-            }
-            // Its holder has no socket: it is about to serve, or about to be gone.
-            Err((same, nix::errno::Errno::EWOULDBLOCK)) => {
-                file = same;
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            Err((_, e)) => return Err(anyhow::Error::new(e).context(format!("cannot lock {}", path.display()))),
-        }
-    };
-    lock.set_len(0)?;
-    writeln!(lock, "{}", std::process::id())?;
-    Ok(lock)
-}
-
-/// What is printed from now on (a panic, at most) is kept in the state directory: whoever started us has gone.
-fn redirect_stderr(state_dir: &Path) -> anyhow::Result<()> {
-    let path = state_dir.join("instance.log");
-    let file = fs::OpenOptions::new().create(true).append(true).open(&path);
-    let file = file.with_context(|| format!("cannot open {}", path.display()))?;
-    nix::unistd::dup2_stderr(&file).context("cannot redirect the standard error")?;
-    Ok(())
-}
-
-/// The word that names this instance's cgroups and is in the mark on each run's. In a file of its own, so that it
-/// outlives a corrupt database: with it the live runs are found again.
-fn instance_key(state_dir: &Path) -> anyhow::Result<String> {
-    let path = state_dir.join("instance-key");
-    match fs::read_to_string(&path) {
-        Ok(text) if text.len() == 8 && text.bytes().all(|b| b.is_ascii_hexdigit()) => return Ok(text),
-        Ok(_) => {
-            bail!("{} does not hold a key of 8 digits: restore it, or remove it once no run is live", path.display())
-        }
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-        Err(e) => return Err(e).with_context(|| format!("cannot read {}", path.display())),
-    }
-    let mut bytes = [0; 4];
-    launcher::random(&mut bytes)?;
-    let key: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
-    // Whole or not at all: half a key would refuse every later start.
-    let new = state_dir.join("instance-key.new");
-    fs::write(&new, &key)
-        .and_then(|()| fs::File::open(&new)?.sync_all())
-        .and_then(|()| fs::rename(&new, &path))
-        .with_context(|| format!("cannot write {}", path.display()))?;
-    Ok(key)
 }
 
 /// The store's writer, and the journal beside it.
@@ -202,7 +106,7 @@ impl Instance {
     fn start(options: &Options, state_dir: &Path, config: Config, files: &[PathBuf]) -> anyhow::Result<Self> {
         let opened = Store::open(state_dir)?;
         let readers = Arc::new(Readers::new(opened.store.reader()?, opened.store.reader()?));
-        let key = instance_key(state_dir)?;
+        let key = state_dir::key(state_dir)?;
         let host = HostOptions { base: config.cgroup.clone(), ..HostOptions::new(key) };
         let (host, waker) = Host::new(host)?;
         let wake: Arc<dyn Fn() + Send + Sync> = Arc::new(move || waker.wake());
@@ -251,7 +155,8 @@ impl Instance {
         let processes: bus::ProcessReader = Arc::new(launcher::processes_of);
         let services = Services::new(commands.clone(), published.clone(), readers, processes, about, signals);
         let (connections_sender, connections) = watch::channel(0);
-        let (bus_stop, bus_done) = super::bus_thread::start(bind(state_dir)?, services, commands, connections_sender)?;
+        let (bus_stop, bus_done) =
+            super::bus_thread::start(state_dir::bind(state_dir)?, services, commands, connections_sender)?;
         let view = InstanceView { subtree, ..InstanceView::default() };
         published.put_instance(view.clone());
         Ok(Self {
@@ -488,7 +393,7 @@ impl Instance {
         let live = self.driver.engine().runs().count();
         let reason = if live == 0 { String::new() } else { format!("{live} runs are left for the next instance") };
         // New clients find no socket and start the next instance, which waits for our lock.
-        let _ = fs::remove_file(self.state_dir.join(SOCKET));
+        let _ = fs::remove_file(self.state_dir.join(state_dir::SOCKET));
         self.report(EventKind::InstanceStopped, reason);
         self.driver.catch_up();
         drop(self.bus_stop.take());
@@ -533,15 +438,6 @@ fn recover(
         driver.audit(event(EventKind::ForeignCgroup, reason, json!({})));
     }
     Ok(())
-}
-
-/// The socket, its owner's alone. What is at its path is of a dead instance: we hold the lock.
-fn bind(state_dir: &Path) -> anyhow::Result<UnixListener> {
-    let path = state_dir.join(SOCKET);
-    let _ = fs::remove_file(&path);
-    let listener = bus::socket::bind(&path).with_context(|| format!("cannot bind {}", path.display()))?;
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
 }
 
 /// The run that a command is about.

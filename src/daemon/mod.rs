@@ -15,3 +15,4 @@ mod launcher;
 pub mod published;
 pub mod recovery;
 mod reservations;
+pub mod state_dir;

@@ -1,9 +1,7 @@
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::*;
-use crate::model::Retention;
 use crate::model::{KillReason, Outcome, Rule};
-use crate::store::retention::{self, Pruned};
 use crate::store::testing::{event, finished, intent, live, open, receipt, run_id, write, write_finished, write_live};
 use crate::store::{Reader, Write};
 
@@ -226,49 +224,4 @@ fn every_query_goes_by_an_index() {
         let plan = plan(&reader, sql);
         assert!(plan.contains(index) && !plan.contains("TEMP B-TREE"), "{sql}: {plan}");
     }
-}
-
-/// Not a promise but a number for people: `cargo test -- --ignored --nocapture a_million`.
-#[test]
-#[ignore = "takes ten seconds and 300 MB of disk"]
-fn a_million_events() {
-    let dir = tempfile::tempdir().unwrap();
-    for chunk in 0..100 {
-        write(dir.path(), (0..10_000).map(|n| event(chunk * 100 + n % 100)));
-    }
-    write(dir.path(), (0..20_000).map(write_finished));
-    let begun = Instant::now();
-    let reader = open(dir.path()).reader().unwrap();
-    println!(
-        "open: {:?}, file {} MB",
-        begun.elapsed(),
-        std::fs::metadata(dir.path().join("guardian.db")).unwrap().len() >> 20
-    );
-    let time = |what: &str, work: &dyn Fn()| {
-        let begun = Instant::now();
-        work();
-        println!("{what}: {:?}", begun.elapsed());
-    };
-    time("100 events after 900,000", &|| assert_eq!(reader.events(900_000, 100, None).unwrap().len(), 100));
-    time("100 events of one run", &|| assert_eq!(reader.events(0, 100, Some(run_id(5000))).unwrap().len(), 100));
-    time("list 100", &|| {
-        assert_eq!(reader.runs(&Filter { limit: Some(100), ..Filter::default() }).unwrap().len(), 100)
-    });
-    time("resolve", &|| assert_eq!(reader.resolve("run_00001").unwrap().len(), 2));
-    time("verify", &|| drop(reader.verify().unwrap()));
-    time("quick_check", &|| reader.conn.query_row("PRAGMA quick_check(1)", [], |_| Ok(())).unwrap());
-    drop(reader);
-    let mut conn = open(dir.path()).into_connection();
-    let retention = Retention { max_age: None, max_bytes: Some(190 << 20) };
-    let mut steps = Vec::new();
-    let mut shrinking = false;
-    loop {
-        let begun = Instant::now();
-        match retention::step(&mut conn, &retention, Wall(1 << 50), &mut shrinking).unwrap() {
-            Pruned::Some(_) => steps.push(begun.elapsed()),
-            Pruned::Nothing => break,
-        }
-    }
-    steps.sort();
-    println!("{} steps of retention: p50 {:?}, max {:?}", steps.len(), steps[steps.len() / 2], steps[steps.len() - 1]);
 }

@@ -272,38 +272,3 @@ fn retention_runs_at_the_start_and_tells_the_journal() {
     writer.stop().unwrap();
     assert!(!reader.exists(run_id(1)).unwrap());
 }
-
-/// Not a promise but numbers for people: `cargo test -- --ignored --nocapture commit_latency`.
-#[test]
-#[ignore = "measures this disk"]
-fn commit_latency() {
-    let dir = tempfile::tempdir_in(".").unwrap();
-    let resident = || {
-        let status = std::fs::read_to_string("/proc/self/status").unwrap();
-        status.lines().find(|line| line.starts_with("VmRSS")).unwrap().to_owned()
-    };
-    println!("before: {}", resident());
-    let (writer, _reader, notices) = start(dir.path());
-    let mut times: Vec<_> = (0..2000)
-        .map(|n| {
-            let begun = Instant::now();
-            writer.submit(ticketed(n)).unwrap();
-            assert_eq!(next(&notices), Notice::Recorded(u64::from(n)));
-            begun.elapsed()
-        })
-        .collect();
-    times.sort();
-    println!("submit to Recorded: p50 {:?}, p99 {:?}, max {:?}", times[1000], times[1980], times[1999]);
-    println!("one by one: {}", resident());
-    let begun = Instant::now();
-    let mut sent = 0;
-    while sent < 20_000 {
-        match writer.submit(batch([event(sent)])) {
-            Ok(()) => sent += 1,
-            Err(_) => thread::yield_now(),
-        }
-    }
-    writer.stop().unwrap();
-    println!("20,000 batches: {:?}", begun.elapsed());
-    println!("after the burst: {}", resident());
-}
