@@ -286,8 +286,8 @@ impl Kernel for Host {
         Ok(Created { cgroup: self.cgroup(cgroup)?, notices })
     }
 
-    fn reopen(&mut self, run: RunId, inode: Option<u64>) -> Result<HostCgroup, KernelError> {
-        self.cgroup(self.subtree.reopen(run, inode)?)
+    fn reopen(&mut self, run: RunId, known: Option<&CgroupIdentity>) -> Result<HostCgroup, KernelError> {
+        self.cgroup(self.subtree.reopen(run, known)?)
     }
 
     fn list(&mut self) -> Result<Vec<RunId>, KernelError> {

@@ -78,7 +78,7 @@ fn adopt<K: Kernel, R: Recorder>(driver: &mut Driver<K, R>, run: Run, same_boot:
     if !same_boot {
         return driver.handle(Event::Adopt { run: Box::new(run), found: Found::Rebooted });
     }
-    let cgroup = match driver.kernel.reopen(id, run.cgroup.as_ref().map(|c| c.inode)) {
+    let cgroup = match driver.kernel.reopen(id, run.cgroup.as_ref()) {
         Ok(cgroup) => cgroup,
         Err(KernelError::Gone { .. }) => {
             return driver.handle(Event::Adopt { run: Box::new(run), found: Found::NoCgroup });

@@ -120,8 +120,9 @@ pub trait Kernel {
     /// Makes the run's cgroup and sets its resource limits. Fails with `Busy` if one of that name exists.
     fn create(&mut self, run: RunId, resources: &Resources) -> Result<Created<Self::Cgroup>, KernelError>;
     /// Opens the cgroup of a run from an earlier instance: `NotOurs` if inode or mark differ, `Gone` if there is none.
-    /// Without a known inode (the earlier instance died too soon) the mark on the directory decides.
-    fn reopen(&mut self, run: RunId, inode: Option<u64>) -> Result<Self::Cgroup, KernelError>;
+    /// One that is not in our subtree is looked for at the known path: the earlier instance may have had another one.
+    /// If it is not known (the earlier instance died too soon), the mark on the directory decides.
+    fn reopen(&mut self, run: RunId, known: Option<&CgroupIdentity>) -> Result<Self::Cgroup, KernelError>;
     /// The runs that have a directory in our subtree, whatever it holds.
     fn list(&mut self) -> Result<Vec<RunId>, KernelError>;
     /// Path and inode.

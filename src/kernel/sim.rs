@@ -210,9 +210,9 @@ impl Kernel for SimKernel {
         Ok(Created { cgroup: SimCgroup { run, inode }, notices: Vec::new() })
     }
 
-    fn reopen(&mut self, run: RunId, known: Option<u64>) -> Result<SimCgroup, KernelError> {
+    fn reopen(&mut self, run: RunId, known: Option<&CgroupIdentity>) -> Result<SimCgroup, KernelError> {
         let world = self.0.borrow();
-        match (world.cgroups.get(&run), known) {
+        match (world.cgroups.get(&run), known.map(|k| k.inode)) {
             (None, _) => Err(KernelError::Gone { what: run.to_string() }),
             (Some(inode), Some(known)) if *inode != known => {
                 Err(KernelError::NotOurs { what: run.to_string(), why: format!("inode {inode}, not {known}") })

@@ -4,6 +4,7 @@
 //!   <base>/                    guardian below the mount, our own delegated cgroup, or as configured
 //!     <instance key>/          the instance's subtree: nothing else is ever touched
 //!       instance/              the instance itself, so that no run's kill reaches it
+//!       bystanders/            processes from a delegated base itself, where they were in the way of controllers
 //!       run_0123456789ab/      a run, marked with user.guardian.run = "KEY RUN BOOT"
 //! ```
 //!
@@ -21,16 +22,19 @@ use rustix::fs::{Access, AtFlags, CWD, Mode, XattrFlags, accessat, fgetxattr, fs
 use rustix::io::Errno;
 
 use super::limits;
-use crate::kernel::cgroup::CgroupDir;
+use crate::kernel::cgroup::{CgroupDir, parse_pids};
 use crate::kernel::mount::{self, Cgroup2Mount};
 use crate::kernel::{Created, KernelError, process};
-use crate::model::{ProcessId, Resources, RunId};
+use crate::model::{CgroupIdentity, ProcessId, Resources, RunId};
 
 /// The extended attribute that marks a run's directory. cgroup2 takes `user.` attributes since Linux 5.7.
 const MARK: &str = "user.guardian.run";
 
 /// The directory of the instance itself.
 const INSTANCE: &str = "instance";
+
+/// The directory of processes that were in the way.
+const BYSTANDERS: &str = "bystanders";
 
 /// Present where systemd is PID 1 (`sd_booted(3)`): then the cgroup tree is systemd's, but for what it delegated.
 const SYSTEMD: &str = "/run/systemd/system";
@@ -57,6 +61,8 @@ pub struct Subtree {
     mount: Cgroup2Mount,
     /// The cgroups whose controllers we may enable, the highest first, our own last.
     chain: Vec<PathBuf>,
+    /// The base, if systemd delegated it: what is in it may be moved about below it.
+    delegated: Option<PathBuf>,
     key: String,
     boot_id: String,
     use_user_xattrs: bool,
@@ -100,6 +106,7 @@ impl Subtree {
             dir: CgroupDir::open(path)?,
             mount,
             chain,
+            delegated: has_delegate_mark(&base).then_some(base),
             key: options.key.clone(),
             boot_id: boot_id.to_owned(),
             use_user_xattrs: options.use_user_xattrs,
@@ -113,11 +120,7 @@ impl Subtree {
     /// An instance that was started from inside a run's cgroup would die with it. In a cgroup of its own it does not,
     /// and none of its processes is in the way of controllers: a cgroup with processes hands none on.
     fn move_instance(&self) -> Result<(), KernelError> {
-        match mkdirat(&self.dir, INSTANCE, Mode::from_raw_mode(0o755)) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(e) => return Err(self.error("make", INSTANCE, e)),
-        }
-        let leaf = self.dir.child(INSTANCE.as_ref())?;
+        let leaf = self.leaf(INSTANCE)?;
         leaf.write("cgroup.procs", "0").map_err(|e| KernelError::NotDelegated {
             path: leaf.path().to_owned(),
             why: format!(
@@ -125,6 +128,34 @@ impl Subtree {
                  that both have in common; start it with `systemd-run --user --scope -p Delegate=yes`, or as root"
             ),
         })
+    }
+
+    /// A cgroup beside the runs, made if there is none.
+    fn leaf(&self, name: &str) -> Result<CgroupDir, KernelError> {
+        match mkdirat(&self.dir, name, Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(Errno::EXIST) => self.dir.child(name.as_ref()),
+            Err(e) => Err(self.error("make", name, e)),
+        }
+    }
+
+    /// Moves the processes that are in this cgroup itself out of the way of controllers, if it is the base and was
+    /// delegated: the client that started the instance, or a shell around both. In any other it gives false.
+    pub fn make_room(&self, path: &Path) -> Result<bool, KernelError> {
+        if self.delegated.as_deref() != Some(path) {
+            return Ok(false);
+        }
+        let base = CgroupDir::open(path)?;
+        let name = self.name_of(&base)?;
+        let bystanders = self.leaf(BYSTANDERS)?;
+        let move_aside = |pid| {
+            let pidfd = process::open(pid)?;
+            let id = process::identify(&pidfd)?;
+            if process::cgroup(pid)? == name { self.attach(&bystanders, id, pidfd) } else { Ok(()) }
+        };
+        for pid in base.parsed("cgroup.procs", parse_pids)? {
+            move_aside(pid).or_else(|e| if e.is_gone() { Ok(()) } else { Err(e) })?;
+        }
+        Ok(true)
     }
 
     fn error(&self, op: &'static str, name: &str, errno: Errno) -> KernelError {
@@ -162,13 +193,18 @@ impl Subtree {
 
     /// Sets limits on a run's cgroup, which may have been made before they were known.
     pub fn limit(&self, cgroup: CgroupDir, resources: &Resources) -> Created<CgroupDir> {
-        let notices = limits::apply(&self.chain, &cgroup, resources);
+        let notices = limits::apply(&self.chain, &cgroup, resources, &|busy| self.make_room(busy));
         Created { cgroup, notices }
     }
 
-    /// Opens the cgroup of a run from an earlier instance, if inode or mark prove that it is that one.
-    pub fn reopen(&self, run: RunId, inode: Option<u64>) -> Result<CgroupDir, KernelError> {
-        let cgroup = self.dir.child(run.to_string().as_ref())?;
+    /// Opens the cgroup of a run from an earlier instance, if inode or mark prove that it is that one. That instance
+    /// may have had another base, such as another scope of systemd: then the run is where it was recorded.
+    pub fn reopen(&self, run: RunId, known: Option<&CgroupIdentity>) -> Result<CgroupDir, KernelError> {
+        let inode = known.map(|k| k.inode);
+        let cgroup = match (self.dir.child(run.to_string().as_ref()), known) {
+            (Err(e), Some(known)) if e.is_gone() => CgroupDir::open(&known.path)?,
+            (here, _) => here?,
+        };
         let not_ours = |why| KernelError::NotOurs { what: format!("cgroup {}", cgroup.path().display()), why };
         if let Some(inode) = inode.filter(|i| *i != cgroup.inode()) {
             return Err(not_ours(format!("its inode is {}, not {inode}", cgroup.inode())));

@@ -15,6 +15,12 @@ use crate::model::Resources;
 /// The period of `cpu.max` in microseconds: the kernel's own default.
 const CPU_PERIOD_USEC: u64 = 100_000;
 
+/// How often processes are moved out of the way of one controller: they may fork while they are moved.
+const ROOM_ATTEMPTS: usize = 8;
+
+/// Moves the processes that are in a cgroup itself into one below it; gives false where that is not ours to do.
+pub(super) type MakeRoom<'a> = &'a dyn Fn(&Path) -> Result<bool, KernelError>;
+
 /// One limit: the controller that enforces it, its name in the configuration, and its value for a person.
 struct Wanted {
     controller: &'static str,
@@ -39,10 +45,10 @@ fn wanted(resources: &Resources) -> Vec<Wanted> {
 
 /// Enables the controllers that the limits need along `chain`, the cgroups from the highest that we may change down to
 /// the run's parent, and sets the limits on the run's cgroup. Gives a sentence for each that cannot be enforced.
-pub(super) fn apply(chain: &[PathBuf], run: &CgroupDir, resources: &Resources) -> Vec<String> {
+pub(super) fn apply(chain: &[PathBuf], run: &CgroupDir, resources: &Resources, make_room: MakeRoom<'_>) -> Vec<String> {
     let mut notices = Vec::new();
     for want in wanted(resources) {
-        let done = enable(chain, want.controller).and_then(|()| set(run, resources, want.controller));
+        let done = enable(chain, want.controller, make_room).and_then(|()| set(run, resources, want.controller));
         if let Err(why) = done {
             notices.push(format!("{} of {} cannot be enforced: {why}", want.limit, want.value));
         }
@@ -51,7 +57,7 @@ pub(super) fn apply(chain: &[PathBuf], run: &CgroupDir, resources: &Resources) -
 }
 
 /// A controller reaches a cgroup only if every cgroup above enables it for its children.
-fn enable(chain: &[PathBuf], controller: &str) -> Result<(), String> {
+fn enable(chain: &[PathBuf], controller: &str, make_room: MakeRoom<'_>) -> Result<(), String> {
     for path in chain {
         let dir = CgroupDir::open_unchecked(path).map_err(|e| e.to_string())?;
         let lists = |file| dir.read(file).is_ok_and(|text| text.split_ascii_whitespace().any(|c| c == controller));
@@ -61,7 +67,16 @@ fn enable(chain: &[PathBuf], controller: &str) -> Result<(), String> {
         if !lists("cgroup.controllers") {
             return Err(unavailable(path, controller));
         }
-        dir.write("cgroup.subtree_control", &format!("+{controller}")).map_err(|e| refused(path, controller, &e))?;
+        let write = || dir.write("cgroup.subtree_control", &format!("+{controller}"));
+        let mut written = write();
+        for _ in 0..ROOM_ATTEMPTS {
+            let is_busy = matches!(written, Err(KernelError::Busy { .. }));
+            if !is_busy || !make_room(path).map_err(|e| refused(path, controller, &e))? {
+                break;
+            }
+            written = write();
+        }
+        written.map_err(|e| refused(path, controller, &e))?;
     }
     Ok(())
 }
@@ -184,19 +199,23 @@ mod tests {
         (tmp, chain, run)
     }
 
+    fn nowhere(_: &Path) -> Result<bool, KernelError> {
+        Ok(false)
+    }
+
     const ALL: Resources =
         Resources { memory_max_bytes: Some(2 << 30), tasks_max: Some(50), cpu_max_percent: Some(150) };
 
     #[test]
     fn limits_are_written_and_only_needed_controllers_enabled() {
         let (_tmp, chain, run) = host("cpu memory pids io\n");
-        assert_eq!(apply(&chain, &run, &ALL), Vec::<String>::new());
+        assert_eq!(apply(&chain, &run, &ALL, &nowhere), Vec::<String>::new());
         assert_eq!(run.read("memory.max").unwrap().trim(), "2147483648");
         assert_eq!(run.read("pids.max").unwrap().trim(), "50");
         assert_eq!(run.read("cpu.max").unwrap().trim(), "150000 100000");
 
         let (_tmp, chain, run) = host("cpu memory pids io\n");
-        assert!(apply(&chain, &run, &Resources { tasks_max: Some(5), ..Resources::default() }).is_empty());
+        assert!(apply(&chain, &run, &Resources { tasks_max: Some(5), ..Resources::default() }, &nowhere).is_empty());
         let control = fs::read_to_string(chain[1].join("cgroup.subtree_control")).unwrap();
         assert_eq!(control, "+pids");
     }
@@ -204,14 +223,14 @@ mod tests {
     #[test]
     fn without_limits_nothing_is_enabled() {
         let (_tmp, chain, run) = host("memory\n");
-        assert!(apply(&chain, &run, &Resources::default()).is_empty());
+        assert!(apply(&chain, &run, &Resources::default(), &nowhere).is_empty());
         assert_eq!(fs::read_to_string(chain[0].join("cgroup.subtree_control")).unwrap(), "");
     }
 
     #[test]
     fn a_limit_that_cannot_be_enforced_is_told_with_its_value_and_a_way_out() {
         let (_tmp, chain, run) = host("hugetlb\n");
-        let notices = apply(&chain, &run, &ALL);
+        let notices = apply(&chain, &run, &ALL, &nowhere);
         assert_eq!(notices.len(), 3);
         assert!(notices[0].starts_with("memory_max of 2147483648 bytes cannot be enforced: the memory controller is"));
         assert!(notices[0].contains("cgroup_no_v1=memory"), "{}", notices[0]);

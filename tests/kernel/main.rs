@@ -5,12 +5,14 @@
 mod rig;
 
 use std::fs;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use guardian::daemon::host::{Host, HostOptions};
 use guardian::kernel::{Kernel, KernelError, Notice, Role, mount, process};
-use guardian::model::{ExitStatus, ProcessId, Resources, RunId};
+use guardian::launch::cgroupfs::{Options, Subtree};
+use guardian::model::{CgroupIdentity, ExitStatus, ProcessId, Resources, RunId};
 
 use rig::{PATIENCE, Rig, until};
 
@@ -214,7 +216,7 @@ fn another_cgroup_of_the_same_name_is_not_touched() {
     not_ours(rig.host.kill(&cgroup));
     not_ours(rig.host.freeze(&cgroup, true));
     not_ours(rig.host.remove(&cgroup));
-    not_ours(rig.host.reopen(run, Some(old.inode)));
+    not_ours(rig.host.reopen(run, Some(&old)));
     not_ours(rig.host.reopen(run, None));
     assert!(foreign.try_wait().unwrap().is_none());
     assert_eq!(fs::read_to_string(old.path.join("cgroup.freeze")).unwrap(), "0\n");
@@ -229,13 +231,72 @@ fn a_run_is_found_again_by_inode_or_by_mark() {
     let identity = rig.host.identity(&cgroup);
     assert!(matches!(rig.host.create(run, &Resources::default()), Err(KernelError::Busy { .. })));
     assert_eq!(rig.host.list().unwrap(), [run]);
-    for known in [Some(identity.inode), None] {
+    for known in [Some(&identity), None] {
         let again = rig.host.reopen(run, known).unwrap();
         assert_eq!(rig.host.identity(&again), identity);
     }
     rig.remove(&cgroup);
-    assert!(matches!(rig.host.reopen(run, Some(identity.inode)), Err(KernelError::Gone { .. })));
+    assert!(matches!(rig.host.reopen(run, Some(&identity)), Err(KernelError::Gone { .. })));
     assert_eq!(rig.host.list().unwrap(), []);
+}
+
+/// Below systemd each scope is another base, and the next instance may be started in another one.
+#[test]
+fn a_run_is_found_again_by_an_instance_with_another_base() {
+    let Some(mut rig) = Rig::new(false) else { return };
+    let (run, cgroup) = rig.cgroup();
+    let known = rig.host.identity(&cgroup);
+    let key = rig.host.subtree().file_name().unwrap().to_str().unwrap().to_owned();
+    let base = rig.host.subtree().with_file_name(format!("{key}-other"));
+    let (mut later, _) =
+        Host::new(HostOptions { base: Some(base.clone()), move_instance: false, ..HostOptions::new(key) }).unwrap();
+    let again = later.reopen(run, Some(&known)).unwrap();
+    assert_eq!(later.identity(&again), known);
+    assert!(matches!(later.reopen(run, None), Err(KernelError::Gone { .. })), "where it is was not recorded");
+    let another = CgroupIdentity { inode: known.inode + 1, ..known.clone() };
+    assert!(matches!(later.reopen(run, Some(&another)), Err(KernelError::NotOurs { .. })));
+    rig.remove(&again);
+    assert!(matches!(later.reopen(run, Some(&known)), Err(KernelError::Gone { .. })));
+    fs::remove_dir(later.subtree()).unwrap();
+    fs::remove_dir(base).unwrap();
+}
+
+/// A scope of systemd holds the client that starts the instance, and a cgroup with processes hands no controller on.
+#[test]
+fn what_is_in_a_delegated_base_is_moved_out_of_the_way_of_controllers() {
+    let Some(rig) = Rig::new(false) else { return };
+    let base = rig.host.subtree().join("scope");
+    fs::create_dir(&base).unwrap();
+    let mut bystander = sleeper();
+    let pid = bystander.id();
+    fs::write(base.join("cgroup.procs"), pid.to_string()).unwrap();
+    let options = || Options {
+        base: Some(base.clone()),
+        mount: None,
+        key: "key".to_owned(),
+        use_user_xattrs: true,
+        move_instance: false,
+    };
+    let is_in =
+        |cgroup: &Path| process::cgroup(pid).unwrap().ends_with(cgroup.strip_prefix(base.parent().unwrap()).unwrap());
+    assert!(!Subtree::open(&options(), "boot").unwrap().make_room(&base).unwrap());
+    assert!(is_in(&base), "it was not delegated");
+
+    rustix::fs::setxattr(&base, "user.delegate", b"1", rustix::fs::XattrFlags::empty()).unwrap();
+    let subtree = Subtree::open(&options(), "boot").unwrap();
+    assert!(!subtree.make_room(base.parent().unwrap()).unwrap());
+    let there = fs::read_to_string(base.join("cgroup.controllers")).unwrap();
+    if there.split_ascii_whitespace().any(|c| c == "pids") {
+        let resources = Resources { tasks_max: Some(50), ..Resources::default() };
+        let created = subtree.create(RunId::from_bytes([7; 6]), &resources).unwrap();
+        assert_eq!(created.notices, Vec::<String>::new());
+        assert_eq!(created.cgroup.read("pids.max").unwrap(), "50\n");
+    } else {
+        assert!(subtree.make_room(&base).unwrap());
+    }
+    assert!(is_in(&base.join("key/bystanders")));
+    bystander.kill().unwrap();
+    bystander.wait().unwrap();
 }
 
 /// Its second half runs in a process of its own, since it moves itself.
@@ -273,14 +334,13 @@ fn an_instance_moves_out_of_the_run_that_it_was_started_in() {
 #[test]
 fn a_limit_without_its_controller_is_told() {
     let Some(mut rig) = Rig::new(false) else { return };
-    let controllers = fs::read_to_string(rig.host.subtree().join("cgroup.controllers")).unwrap();
     let run = RunId::from_bytes([7; 6]);
     let resources = Resources { memory_max_bytes: Some(2 << 30), tasks_max: Some(50), cpu_max_percent: Some(100) };
     let created = rig.host.create(run, &resources).unwrap();
-    if controllers.is_empty() {
+    let path = rig.host.identity(&created.cgroup).path;
+    if !path.join("memory.max").exists() {
         assert!(created.notices.iter().any(|n| n.starts_with("memory_max of ")), "{:?}", created.notices);
     }
-    let path = rig.host.identity(&created.cgroup).path;
     for (file, value) in [("memory.max", "2147483648"), ("pids.max", "50"), ("cpu.max", "100000 100000")] {
         let limit = &file[..file.find('.').unwrap()];
         match fs::read_to_string(path.join(file)) {
