@@ -117,8 +117,11 @@ fn a_signal_of_the_command_is_128_and_its_number() {
 fn a_signal_to_the_client_is_a_graceful_kill_and_explained() {
     let (i, asked) = guarding();
     let mut process = guardian(&i);
-    let child = process.args(["run", "sleep", "1000"]).stderr(Stdio::piped()).spawn().unwrap();
-    within("attached", || !asked.lock().unwrap().is_empty());
+    process.args(["run", "sh", "-c", "echo up; exec sleep 1000"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = process.spawn().unwrap();
+    // What the instance was asked is not enough: a signal before its answer is a launch that does not happen.
+    let mut up = [0; 3];
+    std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut up).unwrap();
     let pid = rustix::process::Pid::from_child(&child);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     let out = child.wait_with_output().unwrap();

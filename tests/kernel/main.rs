@@ -22,7 +22,8 @@ const _: fn(Host) -> Box<dyn Send> = |host| Box::new(host);
 /// Kills a script's whole tree and proves that nothing is left.
 fn is_killed_whole(name: &str, script: &str, processes: u32, fallback: bool) {
     let Some(mut rig) = Rig::new(fallback) else { return };
-    let (_, cgroup, main) = rig.launch(&format!("{script}\ntouch ready; while :; do sleep 600; done"));
+    // No `touch`, which would be counted while it ends.
+    let (_, cgroup, main) = rig.launch(&format!("{script}\n: >ready; while :; do sleep 600; done"));
     let ready = rig.tmp.path().join("ready");
     until(name, || ready.exists() && rig.pids(&cgroup) >= processes);
     let started = Instant::now();
