@@ -61,7 +61,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     if !options.foreground {
         state_dir::redirect_stderr(&state_dir)?;
     }
-    footprint::drop_text();
+    footprint::drop_file_pages();
     instance.serve();
     instance.stop();
     Ok(())
@@ -90,7 +90,7 @@ struct Instance {
     driver: Driver<Host, Records>,
     published: Arc<Published>,
     view: InstanceView,
-    commands: mpsc::Receiver<Envelope>,
+    commands: mpsc::Receiver<Box<Envelope>>,
     store_notices: mpsc::Receiver<store::Notice>,
     connections: watch::Receiver<usize>,
     /// Dropped to end the bus thread, which drops its sender when it is through.
@@ -197,7 +197,7 @@ impl Instance {
             }
             self.take_store_notices();
             while let Ok(envelope) = self.commands.try_recv() {
-                self.command(envelope);
+                self.command(*envelope);
                 self.take_store_notices();
             }
             self.driver.catch_up();
