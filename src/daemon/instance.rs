@@ -399,6 +399,9 @@ impl Instance {
         drop(self.bus_stop.take());
         // The bus answers what it has taken in; a client that does not read its answer is not waited for.
         let _ = self.bus_done.recv_timeout(Duration::from_secs(2));
+        if live == 0 {
+            self.driver.kernel.leave();
+        }
         if let Err(e) = self.driver.recorder.writer.stop() {
             eprintln!("guardian: {e}");
         }
