@@ -72,8 +72,13 @@ impl<'a> Terminal<'a> {
     /// The last line of the screen that is not empty is the outer shell's prompt: it has the terminal again.
     #[track_caller]
     fn is_at_the_prompt(&self) {
-        let at_prompt = |screen: &str| screen.lines().rfind(|l| !l.trim().is_empty()).is_some_and(|l| l == "outer>");
-        self.shows_that("the outer prompt", at_prompt);
+        self.ends_with("outer>");
+    }
+
+    /// The last line of the screen that is not empty.
+    #[track_caller]
+    fn ends_with(&self, line: &str) {
+        self.shows_that(line, |screen| screen.lines().rfind(|l| !l.trim().is_empty()).is_some_and(|l| l == line));
     }
 
     /// Writes `stty -g` and the last exit status to a file, and gives both.
@@ -115,7 +120,17 @@ fn an_editor_works_inside_a_run() {
     terminal.shows("Dear Guardian");
     // Ctrl-C is the editor's, not ours.
     terminal.types(&["C-c"]);
-    terminal.types(&[":wq", "Enter"]);
+    // An interrupt flushes what is typed right behind it, so the colon is typed until it is there.
+    let colon = |screen: &str| screen.lines().rfind(|l| !l.trim().is_empty()).is_some_and(|l| l.starts_with(':'));
+    terminal.shows_that("the editor's command line", |screen| {
+        let there = colon(screen);
+        if !there {
+            terminal.types(&[":"]);
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        there
+    });
+    terminal.types(&["wq", "Enter"]);
     terminal.is_at_the_prompt();
     let (after, status) = terminal.state("after");
     assert_eq!((after, status.as_str()), (before, "0"));
@@ -166,8 +181,9 @@ fn a_shell_with_job_control_works_inside_a_run() {
     terminal.types(&["C-z"]);
     terminal.shows("Stopped");
     terminal.types_line("clear; fg");
-    terminal.shows("sleep 1001");
+    terminal.shows_that("the job again", |screen| screen.contains("sleep 1001") && !screen.contains("Stopped"));
     terminal.types(&["C-c"]);
+    terminal.ends_with("inner>");
     terminal.types_line("clear; echo still-$((40+2))");
     terminal.shows("still-42");
     terminal.types_line("exit 3");
@@ -193,6 +209,8 @@ fn a_run_can_be_stopped_with_ctrl_z_and_continued() {
     let state = || common::proc_stat(pid).map(|f| f[0].clone()).unwrap_or_default();
     eventually("the command is stopped too", || (state() == "T").then_some(()));
     terminal.types_line("clear; fg");
+    // The shell names the job when it has given it the terminal; what is typed before that may be the shell's.
+    terminal.shows_that("the job again", |screen| screen.contains("read line") && !screen.contains("Stopped"));
     terminal.types_line("hello");
     terminal.shows("got hello");
     terminal.is_at_the_prompt();
@@ -218,6 +236,23 @@ fn ctrl_c_ends_a_run_and_gives_the_terminal_back() {
     // Ended by the terminal's SIGINT itself, or by our kill, whichever was first.
     assert!(["130", "137"].contains(&status.as_str()), "{status}");
     drop(terminal);
+    world.assert_nothing_left();
+}
+
+#[test]
+fn ctrl_c_ends_a_command_that_ignores_it() {
+    needs_cgroup!();
+    needs_program!("tmux");
+    let world = World::new();
+    let terminal = Terminal::new(&world);
+    terminal.types_line("$G run --grace 500ms -- sh -c 'trap \"\" INT TERM; echo up; sleep 1000; sleep 1000'");
+    terminal.shows_that("up", |screen| screen.lines().any(|line| line == "up"));
+    terminal.types(&["C-c"]);
+    terminal.is_at_the_prompt();
+    assert_eq!(terminal.state("after").1, "137");
+    drop(terminal);
+    let run = world.only_run();
+    assert!(run.outcome.as_ref().unwrap().text.contains("^C on the terminal"), "{run:?}");
     world.assert_nothing_left();
 }
 

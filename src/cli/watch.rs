@@ -30,8 +30,8 @@ use crate::model::{Error, ErrorKind, ExitStatus, KillMode, RunId, RunView};
 
 /// `si_code` of a signal that the kernel sent: ^C typed on the terminal, not kill(2).
 const SI_KERNEL: i32 = 0x80;
-/// A second ^C within this time says that the command does not end by the first.
-const AGAIN: Duration = Duration::from_secs(2);
+/// How long a command has to act on a ^C that was typed, before it becomes a graceful kill.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// So many failures in a row, some 3 s, and the command is said to be unwatched.
 const FAILURES: u32 = 6;
 /// The longest pause between two attempts.
@@ -59,7 +59,8 @@ pub struct Watch<'a> {
     exited: Option<ExitStatus>,
     /// How the run is to be ended, once anyone wants that, and why.
     wanted: Option<(KillMode, String)>,
-    last_typed: Option<Instant>,
+    /// When a ^C that was left to the command becomes a kill.
+    patience_ends: Option<tokio::time::Instant>,
     failures: u32,
 }
 
@@ -89,7 +90,7 @@ impl<'a> Watch<'a> {
             readable,
             exited: None,
             wanted: None,
-            last_typed: None,
+            patience_ends: None,
             failures: 0,
         })
     }
@@ -138,8 +139,10 @@ impl<'a> Watch<'a> {
             if let Some((mode, reason)) = self.wanted.as_ref().filter(|_| news.wanted) {
                 heard(client.kill(&id, *mode, reason).await.map(drop))?;
             }
+            let patience = self.patience_ends.unwrap_or_else(tokio::time::Instant::now);
             news = tokio::select! {
                 ended = &mut over => return ended,
+                () = tokio::time::sleep_until(patience), if self.patience_ends.is_some() => self.out_of_patience(),
                 ready = self.readable.readable() => {
                     ready.map_err(cannot_wait)?.clear_ready();
                     self.news()
@@ -221,20 +224,37 @@ impl<'a> Watch<'a> {
     }
 
     /// Whether a signal went to the command as well, which is to act on it: what is typed goes to the whole foreground
-    /// process group. A program may catch ^C to cancel one request, or to tidy up, which our SIGTERM would cut short;
-    /// terraform takes it for the second ^C and gives up its state. A second one soon after is for us.
+    /// process group. A program may catch ^C to tidy up, and terraform takes a SIGTERM that comes with it for a second ^C
+    /// and gives up its state. So it has a moment first; a second ^C ends that.
     fn is_the_commands(&mut self, signal: Signal, code: i32) -> bool {
         if code != SI_KERNEL || self.wanted.is_some() || !self.command_is_in_our_group() {
             return false;
         }
         match signal {
             Signal::SIGQUIT => true,
+            Signal::SIGINT if self.handles_keys() => true,
             Signal::SIGINT => {
-                let again = self.last_typed.replace(Instant::now()).is_some_and(|last| last.elapsed() < AGAIN);
-                !again || self.terminal.is_some_and(Terminal::command_handles_keys)
+                let again = self.patience_ends.is_some();
+                self.patience_ends = (!again).then(|| tokio::time::Instant::now() + PATIENCE);
+                !again
             }
             _ => false,
         }
+    }
+
+    /// A full-screen program or a prompt reads keys as they come, and ^C is one of its own.
+    fn handles_keys(&self) -> bool {
+        self.terminal.is_some_and(Terminal::command_handles_keys)
+    }
+
+    /// The command is still there some time after ^C. One that has gone back to its prompt has acted on it.
+    fn out_of_patience(&mut self) -> News {
+        self.patience_ends = None;
+        let wanted = self.wanted.is_none() && self.exited.is_none() && !self.handles_keys();
+        if wanted {
+            self.wanted = Some((KillMode::Graceful, "^C on the terminal".to_owned()));
+        }
+        News { wanted, ..News::default() }
     }
 
     fn command_is_in_our_group(&self) -> bool {

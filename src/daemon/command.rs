@@ -95,7 +95,8 @@ pub struct Envelope {
 /// The bus's end of the command channel.
 #[derive(Clone)]
 pub struct Commands {
-    sender: mpsc::SyncSender<Envelope>,
+    // Boxed, because the channel has room for all of them from the beginning.
+    sender: mpsc::SyncSender<Box<Envelope>>,
     wake: Arc<dyn Fn() + Send + Sync>,
 }
 
@@ -104,7 +105,7 @@ const WAITING: usize = 4096;
 
 impl Commands {
     /// A channel; `wake` makes the engine's poller return.
-    pub fn new(wake: Arc<dyn Fn() + Send + Sync>) -> (Self, mpsc::Receiver<Envelope>) {
+    pub fn new(wake: Arc<dyn Fn() + Send + Sync>) -> (Self, mpsc::Receiver<Box<Envelope>>) {
         let (sender, receiver) = mpsc::sync_channel(WAITING);
         (Self { sender, wake }, receiver)
     }
@@ -112,7 +113,7 @@ impl Commands {
     /// Asks, and waits for the answer.
     pub async fn ask(&self, command: Command, caller: Caller) -> Result<Answer, Error> {
         let (reply, answer) = oneshot::channel();
-        self.sender.try_send(Envelope { command, caller, reply }).map_err(|e| match e {
+        self.sender.try_send(Box::new(Envelope { command, caller, reply })).map_err(|e| match e {
             mpsc::TrySendError::Full(_) => {
                 Error::new(ErrorKind::LimitExceeded, format!("{WAITING} requests are waiting already: try again"))
             }

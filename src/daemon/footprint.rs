@@ -1,31 +1,48 @@
 //! The instance's own resident memory: what only its start needed is given back.
 //!
-//! Starting touches most of the executable's text (the kernel maps 16 pages around each one that is touched), and none of
-//! it is needed again by an instance that waits. Dropped, it stays in the page cache and comes back page by page.
+//! Starting touches most of the executable and its libraries (the kernel maps 16 pages around each one that is touched),
+//! and little of it is needed again by an instance that waits. Dropped, it stays in the page cache and comes back page by
+//! page.
 #![allow(unsafe_code)]
 
 use std::ffi::c_void;
 
 use rustix::mm::{Advice, madvise};
 
-/// Drops the pages of all executable file mappings from this process. What cannot be dropped stays.
-pub fn drop_text() {
-    let Ok(maps) = std::fs::read_to_string("/proc/self/maps") else { return };
-    for (start, length) in maps.lines().filter_map(text) {
-        // SAFETY: the range is a mapping of this process, by its own list, that is private, executable and not
-        // writable, so its pages are the file's, unchanged: dropped ones are read from the page cache when next touched.
-        // (Relocated data is in other mappings, which are not executable.)
+/// Drops the unchanged pages of all read-only file mappings from this process. What cannot be dropped stays.
+pub fn drop_file_pages() {
+    let Ok(maps) = std::fs::read_to_string("/proc/self/smaps") else { return };
+    for (start, length) in unchanged(&maps) {
+        // SAFETY: the range is a mapping of this process, by its own list, that is private, of a file, not writable, and
+        // without a page of its own: every page is the file's, and a dropped one is read from the page cache when next
+        // touched. (Relocated data is read-only too, but has pages of its own; it is left out by that.)
         let _ = unsafe { madvise(start as *mut c_void, length, Advice::LinuxDontNeed) };
     }
 }
 
-/// Start and length, if the line of /proc/PID/maps is of text: `START-END r-xp OFFSET DEVICE INODE PATH`.
-fn text(line: &str) -> Option<(usize, usize)> {
+/// Start and length of each mapping of `/proc/PID/smaps` that is read-only, of a file, and the same as the file.
+fn unchanged(smaps: &str) -> Vec<(usize, usize)> {
+    let mut found = Vec::new();
+    let mut mapping = None;
+    for line in smaps.lines() {
+        if let Some(anonymous) = line.strip_prefix("Anonymous:") {
+            found.extend(mapping.take().filter(|_| anonymous.trim() == "0 kB"));
+        } else if let Some(header) = header(line) {
+            mapping = header;
+        }
+    }
+    found
+}
+
+/// `START-END MODE OFFSET DEVICE INODE PATH`: none for another line, and no range for a mapping that is not of interest.
+fn header(line: &str) -> Option<Option<(usize, usize)>> {
     let mut fields = line.split_ascii_whitespace();
-    let (range, mode, path) = (fields.next()?, fields.next()?, fields.nth(3)?);
-    let (start, end) = range.split_once('-')?;
+    let (start, end) = fields.next()?.split_once('-')?;
     let (start, end) = (usize::from_str_radix(start, 16).ok()?, usize::from_str_radix(end, 16).ok()?);
-    (mode == "r-xp" && path.starts_with('/')).then(|| Some((start, end.checked_sub(start)?))).flatten()
+    let mode = fields.next()?;
+    let of_a_file = fields.nth(3).is_some_and(|path| path.starts_with('/'));
+    let wanted = of_a_file && (mode == "r-xp" || mode == "r--p");
+    Some(end.checked_sub(start).filter(|_| wanted).map(|length| (start, length)))
 }
 
 #[cfg(test)]
@@ -33,19 +50,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_text_of_files_is_dropped() {
-        assert_eq!(text("1000-3000 r-xp 00000000 fe:00 123                    /usr/bin/x y"), Some((0x1000, 0x2000)));
-        for other in [
-            "1000-3000 r--p 00000000 fe:00 123 /usr/bin/x",
-            "1000-3000 rwxp 00000000 fe:00 123 /usr/bin/x",
-            "1000-3000 r-xp 00000000 00:00 0 [vdso]",
-            "1000-3000 r-xp 00000000 00:00 0",
-            "3000-1000 r-xp 00000000 fe:00 123 /usr/bin/x",
-            "",
-        ] {
-            assert_eq!(text(other), None, "{other}");
-        }
-        drop_text();
-        assert_eq!(text("it still runs"), None);
+    fn only_what_is_the_same_as_its_file_is_dropped() {
+        let mapping =
+            |header: &str, anonymous: u32| format!("{header}\nRss: 8 kB\nAnonymous: {anonymous} kB\nLocked: 0 kB\n");
+        let smaps = [
+            mapping("1000-3000 r-xp 00000000 fe:00 123    /usr/bin/x y", 0),
+            mapping("3000-4000 r--p 00000000 fe:00 123 /usr/bin/x", 0),
+            mapping("4000-5000 r--p 00000000 fe:00 123 /usr/bin/x", 4),
+            mapping("5000-6000 rw-p 00000000 fe:00 123 /usr/bin/x", 0),
+            mapping("6000-7000 r-xp 00000000 00:00 0 [vdso]", 0),
+            mapping("7000-8000 r--s 00000000 fe:00 9 /var/db-shm", 0),
+            mapping("8000-9000 r--p 00000000 00:00 0", 0),
+        ];
+        assert_eq!(unchanged(&smaps.concat()), [(0x1000, 0x2000), (0x3000, 0x1000)]);
+        assert_eq!(unchanged("nonsense\nAnonymous: 0 kB\n"), []);
+        drop_file_pages();
+        assert!(!unchanged(&std::fs::read_to_string("/proc/self/smaps").unwrap()).is_empty(), "and it still runs");
     }
 }

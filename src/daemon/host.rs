@@ -203,6 +203,11 @@ impl Host {
         self.reserved.remove(&run).and_then(|dir| self.cgroup(dir).ok())
     }
 
+    /// Removes the instance's own cgroups, if no run is left in them.
+    pub fn leave(&self) {
+        self.subtree.leave();
+    }
+
     /// What is missing on this host, and what follows, in sentences.
     pub fn notes(&self) -> Vec<String> {
         let missing = self.subtree.missing_controllers();

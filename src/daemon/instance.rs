@@ -61,7 +61,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     if !options.foreground {
         state_dir::redirect_stderr(&state_dir)?;
     }
-    footprint::drop_text();
+    footprint::drop_file_pages();
     instance.serve();
     instance.stop();
     Ok(())
@@ -90,7 +90,7 @@ struct Instance {
     driver: Driver<Host, Records>,
     published: Arc<Published>,
     view: InstanceView,
-    commands: mpsc::Receiver<Envelope>,
+    commands: mpsc::Receiver<Box<Envelope>>,
     store_notices: mpsc::Receiver<store::Notice>,
     connections: watch::Receiver<usize>,
     /// Dropped to end the bus thread, which drops its sender when it is through.
@@ -197,7 +197,7 @@ impl Instance {
             }
             self.take_store_notices();
             while let Ok(envelope) = self.commands.try_recv() {
-                self.command(envelope);
+                self.command(*envelope);
                 self.take_store_notices();
             }
             self.driver.catch_up();
@@ -399,6 +399,9 @@ impl Instance {
         drop(self.bus_stop.take());
         // The bus answers what it has taken in; a client that does not read its answer is not waited for.
         let _ = self.bus_done.recv_timeout(Duration::from_secs(2));
+        if live == 0 {
+            self.driver.kernel.leave();
+        }
         if let Err(e) = self.driver.recorder.writer.stop() {
             eprintln!("guardian: {e}");
         }

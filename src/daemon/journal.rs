@@ -27,7 +27,8 @@ pub struct Entry {
 /// The queue's end.
 #[derive(Debug, Clone)]
 pub struct Journal {
-    sender: SyncSender<Entry>,
+    /// Boxed, because the channel has room for all of them from the beginning.
+    sender: SyncSender<Box<Entry>>,
     dropped: Arc<AtomicU64>,
 }
 
@@ -56,7 +57,7 @@ impl Journal {
 
     /// Sends an event, or drops and counts it.
     pub fn send(&self, entry: Entry) {
-        if self.sender.try_send(entry).is_err() {
+        if self.sender.try_send(Box::new(entry)).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -67,8 +68,9 @@ impl Journal {
     }
 }
 
-fn write(receiver: &Receiver<Entry>) {
-    while let Ok(Entry { seq, event }) = receiver.recv() {
+fn write(receiver: &Receiver<Box<Entry>>) {
+    while let Ok(entry) = receiver.recv() {
+        let Entry { seq, event } = *entry;
         let run = event.run.map(|r| r.to_string()).unwrap_or_default();
         let workflow = event.workflow.as_deref().unwrap_or_default();
         let (actor, kind) = (event.actor.to_string(), event.kind.as_str());

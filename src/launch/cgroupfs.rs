@@ -30,6 +30,8 @@ use crate::model::{CgroupIdentity, ProcessId, Resources, RunId};
 /// The extended attribute that marks a run's directory. cgroup2 takes `user.` attributes since Linux 5.7.
 const MARK: &str = "user.guardian.run";
 
+/// What holds the subtrees of all instances, where the tree is ours.
+const BASE: &str = "guardian";
 /// The directory of the instance itself.
 const INSTANCE: &str = "instance";
 
@@ -66,6 +68,8 @@ pub struct Subtree {
     key: String,
     boot_id: String,
     use_user_xattrs: bool,
+    /// The cgroup that the instance was started in.
+    home: Option<PathBuf>,
 }
 
 impl Subtree {
@@ -87,7 +91,7 @@ impl Subtree {
         let owns_tree = rustix::process::geteuid().is_root() && !Path::new(SYSTEMD).exists();
         let base = match &options.base {
             Some(base) => base.clone(),
-            None if owns_tree => mount.mount_point.join("guardian"),
+            None if owns_tree => mount.mount_point.join(BASE),
             None => delegated(&mount, &options.key)?,
         };
         if mount.cgroup_of(&base).is_none() {
@@ -104,12 +108,13 @@ impl Subtree {
         chain.reverse();
         let subtree = Self {
             dir: CgroupDir::open(path)?,
-            mount,
             chain,
             delegated: has_delegate_mark(&base).then_some(base),
             key: options.key.clone(),
             boot_id: boot_id.to_owned(),
             use_user_xattrs: options.use_user_xattrs,
+            home: process::cgroup(std::process::id()).ok().and_then(|cgroup| mount.directory_of(&cgroup)),
+            mount,
         };
         if options.move_instance {
             subtree.move_instance()?;
@@ -156,6 +161,20 @@ impl Subtree {
             move_aside(pid).or_else(|e| if e.is_gone() { Ok(()) } else { Err(e) })?;
         }
         Ok(true)
+    }
+
+    /// Leaves nothing of an instance that stops: moves back to where it was started, or to the top if that is gone and
+    /// the tree is ours, and removes its own cgroups. Those that hold runs, or are another instance's, are in use and
+    /// stay. What systemd delegated it removes itself.
+    pub fn leave(&self) {
+        let top = self.chain.first().filter(|top| **top == self.mount.mount_point);
+        let places = self.home.iter().chain(top);
+        let moved = places.into_iter().any(|place| fs::write(place.join("cgroup.procs"), "0").is_ok());
+        if moved {
+            let own = [self.dir.path().join(INSTANCE), self.dir.path().join(BYSTANDERS), self.dir.path().to_owned()];
+            let base = self.dir.path().parent().filter(|base| base.file_name().is_some_and(|name| name == BASE));
+            own.iter().map(PathBuf::as_path).chain(base).for_each(|dir| drop(fs::remove_dir(dir)));
+        }
     }
 
     fn error(&self, op: &'static str, name: &str, errno: Errno) -> KernelError {

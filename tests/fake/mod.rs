@@ -93,7 +93,7 @@ pub fn instance_in(dir: &Path, mut script: Script) -> Instance {
     let published = Arc::new(Published::default());
     published.put_instance(InstanceView { kills_total: 3, runs_total: 9, ..InstanceView::default() });
     let shelf = Arc::new(Shelf::default());
-    let (commands, inbox): (Commands, mpsc::Receiver<Envelope>) = Commands::new(Arc::new(|| {}));
+    let (commands, inbox): (Commands, mpsc::Receiver<Box<Envelope>>) = Commands::new(Arc::new(|| {}));
     let views = published.clone();
     let reserved = dir.join("cgroup");
     std::thread::spawn(move || {
