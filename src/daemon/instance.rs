@@ -54,6 +54,8 @@ const CATCH_UP: Duration = Duration::from_millis(100);
 pub fn run(options: &Options) -> anyhow::Result<()> {
     let state_dir = state_dir::prepare(&options.state_dir)?;
     let _lock = state_dir::lock(&state_dir)?;
+    // Started by way of /proc/self/exe, it would be `exe` to ps and pgrep. A name is for people: failing costs nothing.
+    let _ = rustix::thread::set_name(c"guardiand");
     super::bus_thread::block_signals()?;
     journal::init_logging(options.foreground);
     let (config, files) = config::load_for_user(options.config.as_deref()).context("the configuration is refused")?;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::model::{Actor, AuditEvent, Error, ErrorKind, EventKind, ExitStatus, Now, Outcome, Receipt, RunId};
+use crate::model::{Actor, AuditEvent, Error, ErrorKind, EventKind, ExitStatus, Now, Outcome, Receipt, Rule, RunId};
 
 use super::deadlines::Due;
 use super::run::{Closing, Kill};
@@ -172,6 +172,8 @@ impl Engine {
     ) {
         let Some(run) = self.runs.get_mut(&id) else { return };
         run.timers.clear();
+        // That a timer was near is of no concern any more.
+        run.reasons.retain(|r| !Rule::TIMERS.contains(&r.rule));
         if run.opening {
             let error = format!("{id} was over before its command was executed: {outcome}");
             self.answer_launch(id, Err(Error::new(ErrorKind::LaunchFailed, error)));

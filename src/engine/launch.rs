@@ -9,7 +9,7 @@ use crate::model::{
 
 use super::deadlines::Due;
 use super::run::EarlyKill;
-use super::{Effect, Engine, RECORD_WAIT, ReplyTo, Run, State, Ticket};
+use super::{Effect, Engine, LAUNCH_RECORD_WAIT, ReplyTo, Run, State, Ticket};
 
 impl Engine {
     pub(super) fn launch(&mut self, spec: RunSpec, reply: ReplyTo, actor: Actor, now: Now) {
@@ -26,7 +26,7 @@ impl Engine {
         });
         let event = run.event(EventKind::RunAccepted, actor, "", details, now);
         self.runs.insert(id, run);
-        self.deadlines.set(id, Due::Record, now.mono + RECORD_WAIT);
+        self.deadlines.set(id, Due::Record, now.mono + LAUNCH_RECORD_WAIT);
         if let Some(mut record) = self.record_of(id, vec![event], now) {
             record.ticket = Some(Ticket::Launch(id));
             self.effects.push(Effect::Record(Box::new(record)));
@@ -88,7 +88,7 @@ impl Engine {
         let event = run.event(EventKind::RunStarted, Actor::Guardian, "", details, now);
         let early = run.early_kill.take();
         self.begin_timers(id, now);
-        self.deadlines.set(id, Due::Record, now.mono + RECORD_WAIT);
+        self.deadlines.set(id, Due::Record, now.mono + LAUNCH_RECORD_WAIT);
         if let Some(mut record) = self.record_of(id, vec![event], now) {
             record.ticket = Some(Ticket::Start(id));
             self.effects.push(Effect::Record(Box::new(record)));

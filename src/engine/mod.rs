@@ -45,6 +45,8 @@ pub use run::{Main, Run, State, Stop};
 
 /// How long a run waits for its record. The store commits in about 0.1 ms; a stuck one must not stop a kill.
 const RECORD_WAIT: Duration = Duration::from_millis(500);
+/// A launch can wait for a slow disk, since nothing is executed meanwhile.
+const LAUNCH_RECORD_WAIT: Duration = Duration::from_secs(5);
 /// How long processes that are still there after the main process exited are left to go by themselves: the other end
 /// of a pipeline, a child that is being reaped. After that they are leftovers.
 const SETTLE: Duration = Duration::from_millis(100);
