@@ -314,3 +314,19 @@ fn an_instance_whose_socket_was_removed_is_named() {
     world.guardian(["kill", &run]).exits(0);
     world.assert_nothing_left();
 }
+
+#[test]
+fn a_process_that_moved_to_another_cgroup_is_told_of() {
+    needs_cgroup!();
+    let world = World::new();
+    // Needs root: only who may write there can leave.
+    let root = common::cgroup2_mount().unwrap().join("cgroup.procs");
+    if std::fs::OpenOptions::new().write(true).open(&root).is_err() {
+        return;
+    }
+    let script = format!("sleep 1000 <&- >&- 2>&- & echo $! > {}; echo $! > escapee; exit 3", root.display());
+    let done = world.run(&[], &["sh", "-c", &script]);
+    let escapee: u32 = lines(world.path("escapee"))[0].parse().unwrap();
+    signal(escapee, Signal::KILL);
+    assert!(done.exits(3).stderr.contains(&format!("sleep (pid {escapee}) left the cgroup of run_")), "{done:?}");
+}
