@@ -136,3 +136,25 @@ fn many_runs_at_once_are_kept_apart() {
     world.assert_audit_holds();
     world.assert_nothing_left();
 }
+
+#[test]
+fn a_refused_launch_leaves_no_cgroup_behind() {
+    needs_cgroup!();
+    let world = World::new();
+    let config = world.path("config.toml");
+    std::fs::write(&config, "[instance]\nmax_runs = 1\n").unwrap();
+    let with_config = |mut command: std::process::Command| start(command.env("GUARDIAN_CONFIG", &config)).wait();
+    let live = with_config(world.run_command(&["--detach"], &["sleep", "1000"]));
+    live.exits(0);
+    for _ in 0..3 {
+        let refused = with_config(world.run_command(&[], &["true"]));
+        assert!(refused.exits(125).stderr.contains("instance.max_runs"), "{refused:?}");
+    }
+    let subtree = world.show(live.stdout.trim()).cgroup.unwrap().path.parent().unwrap().to_owned();
+    eventually("only the live run has a cgroup", || {
+        let names = std::fs::read_dir(&subtree).unwrap().flatten().map(|e| e.file_name().into_string().unwrap());
+        (names.filter(|n| n.starts_with("run_")).collect::<Vec<_>>() == [live.stdout.trim()]).then_some(())
+    });
+    world.guardian(["kill", live.stdout.trim()]).exits(0);
+    world.assert_nothing_left();
+}

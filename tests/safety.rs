@@ -5,7 +5,9 @@
 mod common;
 
 use std::io::Write;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::process::Stdio;
+use std::time::Duration;
 
 use common::{World, eventually, is_alive, lines, python, signal, start};
 use guardian::model::{EventKind, KillMode, Phase};
@@ -260,4 +262,71 @@ fn an_instance_killed_with_sigkill_is_followed_by_one_that_takes_up_its_runs() {
     world.assert_nothing_left();
     world.assert_audit_holds();
     assert!(!is_alive(first));
+}
+
+#[test]
+fn an_instance_that_hangs_holds_up_neither_an_exit_nor_a_signal() {
+    needs_cgroup!();
+    let world = World::new();
+    world.run(&[], &["true"]).exits(0);
+    let instance = world.running_instance();
+    let exits = start(&mut world.run_command(&[], &["sh", "-c", "echo up > exits; read x < go; exit 7"]));
+    let sleeps = start(&mut world.run_command(&[], &["sh", "-c", "echo up > sleeps; exec sleep 1000"]));
+    rustix::fs::mkfifoat(rustix::fs::CWD, world.path("go"), rustix::fs::Mode::RWXU).unwrap();
+    eventually("the workloads are up", || ["exits", "sleeps"].iter().all(|f| world.path(f).exists()).then_some(()));
+    signal(instance, Signal::STOP);
+    signal(sleeps.pid(), Signal::TERM);
+    std::fs::write(world.path("go"), "\n").unwrap();
+    let (exits, sleeps) = (exits.wait(), sleeps.wait());
+    signal(instance, Signal::CONT);
+    assert!(exits.exits(7).stderr.contains("no instance watched it"), "{exits:?}");
+    assert!(sleeps.exits(143).stderr.contains("is watched by no instance"), "{sleeps:?}");
+    world.finished();
+    world.assert_nothing_left();
+}
+
+#[test]
+fn a_start_that_was_left_to_an_instance_which_was_killed_is_made_again() {
+    needs_cgroup!();
+    let world = World::new();
+    std::fs::DirBuilder::new().mode(0o700).create(world.state()).unwrap();
+    // As an instance leaves it that is killed at its start: an earlier one's socket, on which nobody listens.
+    drop(std::os::unix::net::UnixListener::bind(world.state().join("bus.sock")).unwrap());
+    let lock = std::fs::File::create(world.state().join("instance.lock")).unwrap();
+    lock.lock().unwrap();
+    let client = start(&mut world.run_command(&[], &["true"]));
+    std::thread::sleep(Duration::from_millis(300));
+    drop(lock);
+    let done = client.wait();
+    assert!(done.exits(0).took < Duration::from_secs(5), "{done:?}");
+}
+
+#[test]
+fn an_instance_whose_socket_was_removed_is_named() {
+    needs_cgroup!();
+    let world = World::new();
+    let run = world.detach(&[], &["sleep", "1000"]);
+    let instance = world.running_instance();
+    std::fs::remove_file(world.state().join("bus.sock")).unwrap();
+    let refused = world.guardian(["ps"]);
+    assert!(refused.exits(11).stderr.contains(&format!("`kill {instance}`")), "{refused:?}");
+    signal(instance, Signal::TERM);
+    world.guardian(["kill", &run]).exits(0);
+    world.assert_nothing_left();
+}
+
+#[test]
+fn a_process_that_moved_to_another_cgroup_is_told_of() {
+    needs_cgroup!();
+    let world = World::new();
+    // Needs root: only who may write there can leave.
+    let root = common::cgroup2_mount().unwrap().join("cgroup.procs");
+    if std::fs::OpenOptions::new().write(true).open(&root).is_err() {
+        return;
+    }
+    let script = format!("sleep 1000 <&- >&- 2>&- & echo $! > {}; echo $! > escapee; exit 3", root.display());
+    let done = world.run(&[], &["sh", "-c", &script]);
+    let escapee: u32 = lines(world.path("escapee"))[0].parse().unwrap();
+    signal(escapee, Signal::KILL);
+    assert!(done.exits(3).stderr.contains(&format!("sleep (pid {escapee}) left the cgroup of run_")), "{done:?}");
 }

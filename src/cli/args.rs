@@ -8,11 +8,12 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::model::{Readiness, parse_duration, valid_workflow_name};
 
+// One paragraph, which clap wraps.
 const EXIT_STATUSES: &str = "\
-Exit status of `run` and `wait`: the command's own; 128 and the number of the signal that ended it; 124 when a limit ended
-it; 137 when it was killed; 125 when guardian itself failed; 126 when the command cannot be executed, 127 when it is not
-found. Of the others: 0 done, 2 a value that makes no sense, 3 no such run, 4 already finished, 5 not authorized, 6 the
-launch failed, 7 no cgroup to be had, 8 the audit cannot be written, 9 too many, 10 timed out, 11 no instance, 1 anything
+Exit status of `run` and `wait`: the command's own; 128 and the number of the signal that ended it; 124 when a limit ended \
+it; 137 when it was killed; 125 when guardian itself failed; 126 when the command cannot be executed, 127 when it is not \
+found. Of the others: 0 done, 2 a value that makes no sense, 3 no such run, 4 already finished, 5 not authorized, 6 the \
+launch failed, 7 no cgroup to be had, 8 the audit cannot be written, 9 too many, 10 timed out, 11 no instance, 1 anything \
 else.";
 
 /// Runs workflows contained, notices stuck ones, ends them for good and keeps the proof.

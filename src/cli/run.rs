@@ -144,18 +144,29 @@ async fn foreground(
     };
     let executed = child.open(Some(EXEC_WAIT));
     let ended = Watch::new(session, run, &child, signals, terminal)?.until_over(client).await?;
-    reap_all().await;
+    if !reap_all().await {
+        tell_of_escapees(run);
+    }
     Ok((Some(run), executed, ended))
 }
 
 /// Reaps what was orphaned and killed. The cgroup is empty a moment before its last processes are zombies; children that
-/// we were started with, if any, live on.
-async fn reap_all() {
+/// we were started with, if any, live on, and then this is false.
+async fn reap_all() -> bool {
     for _ in 0..20 {
         if !orphans::reap(|_, _| ()) {
-            return;
+            return true;
         }
         tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    false
+}
+
+/// The receipt speaks of the run's cgroup. What left it is not killed, but it is not passed over either.
+fn tell_of_escapees(run: RunId) {
+    for (pid, name) in orphans::marked(run) {
+        note(format!("{} (pid {pid}) left the cgroup of {run} before that was ended, and lives on", escape(&name)));
+        hint(format!("`kill {pid}` ends it; a run cannot be held by its cgroup where it may write to others"));
     }
 }
 

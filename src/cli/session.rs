@@ -18,6 +18,9 @@ use crate::model::{Error, ErrorKind};
 /// The time that a started instance has until it answers.
 const START: Duration = Duration::from_secs(10);
 
+/// How long the one instance that took the lock is relied on before another is started; then twice as long.
+const AGAIN: Duration = Duration::from_millis(200);
+
 /// Where the instance is, or will be.
 #[derive(Debug, Clone)]
 pub struct Session {
@@ -80,19 +83,32 @@ impl Session {
     async fn start(&self) -> Result<std::os::unix::net::UnixStream, Error> {
         let failed =
             |what: String| Error::new(ErrorKind::Unavailable, format!("the instance could not be started: {what}"));
-        let mut words = Words::new(self.spawn().map_err(|e| failed(format!("cannot execute /proc/self/exe: {e}")))?)
-            .map_err(|e| failed(e.to_string()))?;
+        let spawn = || {
+            let pipe = self.spawn().map_err(|e| failed(format!("cannot execute /proc/self/exe: {e}")))?;
+            Words::new(pipe).map_err(|e| failed(e.to_string()))
+        };
+        let mut words = spawn()?;
         let begin = Instant::now();
+        let (mut again, mut pause) = (begin + AGAIN, AGAIN);
         loop {
             match connect_socket(&self.socket()) {
                 Ok(stream) => return Ok(stream),
                 Err(e) if !nobody(&e) => return Err(failed(format!("{}: {e}", self.socket().display()))),
                 Err(_) => {}
             }
-            if words.read() && !words.text.trim().is_empty() {
+            if words.read() {
                 // It says so as it would to a person.
                 let said = words.text.trim();
-                return Err(failed(said.strip_prefix("guardian: ").unwrap_or(said).to_owned()));
+                if !said.is_empty() {
+                    return Err(failed(said.strip_prefix("guardian: ").unwrap_or(said).to_owned()));
+                }
+                // It left the start to another, or was killed. The other may have been killed too, after everybody had
+                // relied on it.
+                if Instant::now() > again {
+                    words = spawn()?;
+                    pause *= 2;
+                    again = Instant::now() + pause;
+                }
             }
             if begin.elapsed() > START {
                 let said = if words.text.is_empty() { "it said nothing".into() } else { words.text };

@@ -31,9 +31,11 @@ use crate::model::{Error, ErrorKind, ExitStatus, KillMode, RunId, RunView};
 /// `si_code` of a signal that the kernel sent: ^C typed on the terminal, not kill(2).
 const SI_KERNEL: i32 = 0x80;
 /// How long a command has to act on a ^C that was typed, before it becomes a graceful kill.
-const PATIENCE: Duration = Duration::from_secs(1);
+const MOMENT: Duration = Duration::from_secs(1);
 /// So many failures in a row, some 3 s, and the command is said to be unwatched.
 const FAILURES: u32 = 6;
+/// How long an instance may take to hear of an exit or a kill: it answers in milliseconds, or a second for its record.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// The longest pause between two attempts.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
@@ -107,10 +109,12 @@ impl<'a> Watch<'a> {
                 },
                 Err(e) => e,
             };
-            if begun.elapsed() > LONGEST_PAUSE * 2 {
-                self.failures = 0;
-            }
-            self.failures += 1;
+            self.failures = match trouble.kind {
+                // One that hangs is not going to be followed by another.
+                ErrorKind::TimedOut => self.failures.max(FAILURES),
+                _ if begun.elapsed() > LONGEST_PAUSE * 2 => 1,
+                _ => self.failures + 1,
+            };
             match (self.exited, self.failures) {
                 (Some(status), FAILURES..) => return Ok(Ended::Unwatched(status, trouble.message)),
                 (_, 1) => note(format!("{}: looking for the next instance", escape(&trouble.message))),
@@ -134,10 +138,10 @@ impl<'a> Watch<'a> {
         let mut over = std::pin::pin!(client.wait(&id, None));
         loop {
             if let Some(status) = self.exited.filter(|_| news.exited) {
-                heard(client.report_exit(self.run, status).await)?;
+                Self::heard(client.report_exit(self.run, status)).await?;
             }
-            if let Some((mode, reason)) = self.wanted.as_ref().filter(|_| news.wanted) {
-                heard(client.kill(&id, *mode, reason).await.map(drop))?;
+            if let Some((mode, reason)) = self.wanted.clone().filter(|_| news.wanted) {
+                Self::heard(client.kill(&id, mode, &reason)).await?;
             }
             let patience = self.patience_ends.unwrap_or_else(tokio::time::Instant::now);
             news = tokio::select! {
@@ -148,6 +152,18 @@ impl<'a> Watch<'a> {
                     self.news()
                 }
             };
+        }
+    }
+
+    /// Tells the instance something, and passes over that the run is over already. An instance that is there and does not
+    /// answer (stopped, or its thread in a call that hangs) would be waited for without end: it is as good as none.
+    async fn heard<T>(told: impl Future<Output = Result<T, Error>>) -> Result<(), Error> {
+        match tokio::time::timeout(PATIENCE, told).await {
+            Ok(Err(e)) if !matches!(e.kind, ErrorKind::AlreadyFinished | ErrorKind::NoSuchRun) => Err(e),
+            Ok(_) => Ok(()),
+            Err(_) => {
+                Err(Error::new(ErrorKind::TimedOut, format!("the instance did not answer in {} s", PATIENCE.as_secs())))
+            }
         }
     }
 
@@ -235,7 +251,7 @@ impl<'a> Watch<'a> {
             Signal::SIGINT if self.handles_keys() => true,
             Signal::SIGINT => {
                 let again = self.patience_ends.is_some();
-                self.patience_ends = (!again).then(|| tokio::time::Instant::now() + PATIENCE);
+                self.patience_ends = (!again).then(|| tokio::time::Instant::now() + MOMENT);
                 !again
             }
             _ => false,
@@ -294,16 +310,6 @@ impl<'a> Watch<'a> {
 
 fn cannot_wait(e: io::Error) -> Error {
     Error::internal(format!("cannot wait for the command: {e}"))
-}
-
-/// Passes over what cannot matter: a run that is over already, and an instance that is gone, which the wait notices.
-fn heard(answer: Result<(), Error>) -> Result<(), Error> {
-    match answer {
-        Err(e) if !matches!(e.kind, ErrorKind::AlreadyFinished | ErrorKind::NoSuchRun | ErrorKind::Unavailable) => {
-            Err(e)
-        }
-        _ => Ok(()),
-    }
 }
 
 /// The signals that we act on.

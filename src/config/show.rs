@@ -27,13 +27,13 @@ impl Display for Config {
         writeln!(f, "\n[instance]")?;
         writeln!(f, "sample_interval = {}", duration(instance.sample_interval))?;
         writeln!(f, "idle_exit = {}", or_off(instance.idle_exit.map(duration)))?;
-        writeln!(f, "log_max = \"{}\"", instance.log_max_bytes)?;
+        writeln!(f, "log_max = {}", size(instance.log_max_bytes))?;
         writeln!(f, "max_runs = {}", instance.max_runs)?;
         let cgroup = self.cgroup.as_ref().map_or_else(|| "auto".into(), |path| path.to_string_lossy());
         writeln!(f, "cgroup = {}", toml::Value::from(cgroup.as_ref()))?;
         writeln!(f, "\n[retention]")?;
         writeln!(f, "max_age = {}", or_off(self.retention.max_age.map(duration)))?;
-        writeln!(f, "max_size = {}", or_off(self.retention.max_bytes.map(|b| format!("\"{b}\""))))
+        writeln!(f, "max_size = {}", or_off(self.retention.max_bytes.map(size)))
     }
 }
 
@@ -44,7 +44,7 @@ fn section(f: &mut Formatter<'_>, name: &str, limits: &LimitUpdate) -> fmt::Resu
     put("max_runtime", limits.max_runtime.map(|t| or_off(t.map(duration))))?;
     put("grace", limits.grace.map(duration))?;
     put("readiness", limits.readiness.map(|r| format!("\"{}\"", r.as_str())))?;
-    put("memory_max", limits.memory_max_bytes.map(|m| or_off(m.map(|m| format!("\"{m}\"")))))?;
+    put("memory_max", limits.memory_max_bytes.map(|m| or_off(m.map(size))))?;
     put("tasks_max", limits.tasks_max.map(|t| or_off(t.map(|t| t.to_string()))))?;
     put("cpu_max", limits.cpu_max_percent.map(|c| or_off(c.map(|c| format!("\"{c}%\"")))))
 }
@@ -57,8 +57,22 @@ fn key(name: &str) -> String {
     }
 }
 
+/// As a person would write it: in one unit, if one fits.
 fn duration(d: Duration) -> String {
-    format!("\"{}\"", humantime::format_duration(d))
+    let fits =
+        |(length, _): &&(u64, &str)| d.subsec_nanos() == 0 && !d.is_zero() && d.as_secs().is_multiple_of(*length);
+    match [(86400, "d"), (3600, "h"), (60, "m"), (1, "s")].iter().find(fits) {
+        Some((length, unit)) => format!("\"{}{unit}\"", d.as_secs() / length),
+        None => format!("\"{}\"", humantime::format_duration(d)),
+    }
+}
+
+fn size(bytes: u64) -> String {
+    let fits = |(shift, _): &&(u32, &str)| bytes > 0 && bytes.trailing_zeros() >= *shift;
+    match [(40, "T"), (30, "G"), (20, "M"), (10, "K")].iter().find(fits) {
+        Some((shift, unit)) => format!("\"{}{unit}\"", bytes >> shift),
+        None => format!("\"{bytes}\""),
+    }
 }
 
 fn or_off(value: Option<String>) -> String {
@@ -80,5 +94,14 @@ mod tests {
         let config = Config::load(&[given]).unwrap();
         fs::write(&shown, config.to_string()).unwrap();
         assert_eq!(Config::load(&[shown]).unwrap(), config);
+    }
+
+    #[test]
+    fn values_are_shown_as_a_person_would_write_them() {
+        let secs = Duration::from_secs;
+        let shown = [90 * 86400, 5400, 5400 + 1].map(|s| duration(secs(s)));
+        assert_eq!(shown, ["\"90d\"", "\"90m\"", "\"5401s\""]);
+        assert_eq!([duration(Duration::ZERO), duration(Duration::from_millis(1500))], ["\"0s\"", "\"1s 500ms\""]);
+        assert_eq!([64 << 20, 3 << 29, 1000, 0].map(size), ["\"64M\"", "\"1536M\"", "\"1000\"", "\"0\""]);
     }
 }

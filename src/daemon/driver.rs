@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::engine::{Effect, Engine, Event, Record, Removal, ReplyTo, Ticket};
 use crate::failpoint;
 use crate::kernel::{Exec, Kernel, KernelError, Notice, Role};
-use crate::model::{Answer, AuditEvent, Error, ErrorKind, Phase, RunId, RunView};
+use crate::model::{Actor, Answer, AuditEvent, Error, ErrorKind, Phase, RunId, RunSpec, RunView};
 use crate::store::{Batch, Write};
 
 use super::published::{Published, UsageCell};
@@ -123,6 +123,25 @@ impl<K: Kernel, R: Recorder> Driver<K, R> {
     /// Keeps the descriptors of a run that is about to be launched or adopted.
     pub fn hold(&mut self, run: RunId, held: Held<K>) {
         self.held.insert(run, held);
+    }
+
+    /// Asks for a launch. What is held of a run that is refused is let go of.
+    pub fn launch(&mut self, spec: RunSpec, held: Held<K>, reply: Reply, actor: Actor) {
+        let id = spec.id;
+        self.hold(id, held);
+        let reply = self.expect_reply(reply);
+        self.handle(Event::Launch { spec: Box::new(spec), reply, actor });
+        if self.engine.run(id).is_none() {
+            self.held.remove(&id);
+            self.unreserve(id);
+        }
+    }
+
+    /// Removes the cgroup that was made ahead for a run, if the run was not launched into it.
+    pub fn unreserve(&mut self, run: RunId) {
+        if let Some(cgroup) = self.kernel.unreserve(run) {
+            self.discard(cgroup);
+        }
     }
 
     /// A number under which the reply is kept.
@@ -426,6 +445,8 @@ impl<K: Kernel, R: Recorder> Driver<K, R> {
 
     fn finish(&mut self, view: RunView) {
         self.childless = false;
+        // There is one if the launch failed before it was used.
+        self.unreserve(view.spec.id);
         let usage = self.held.remove(&view.spec.id).map(|h| h.usage.get()).unwrap_or_default();
         self.published.finish(RunView { usage, ..view });
     }

@@ -198,11 +198,6 @@ impl Host {
         Ok(fd)
     }
 
-    /// Gives up a cgroup that was reserved and not used.
-    pub fn unreserve(&mut self, run: RunId) -> Option<HostCgroup> {
-        self.reserved.remove(&run).and_then(|dir| self.cgroup(dir).ok())
-    }
-
     /// Removes the instance's own cgroups, if no run is left in them.
     pub fn leave(&self) {
         self.subtree.leave();
@@ -427,6 +422,10 @@ impl Kernel for Host {
         }
         // The size stays as it was: the run appends at the end, and readers know by offset what they have read.
         fallocate(&file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 0, oldest).map_err(failed("cap"))
+    }
+
+    fn unreserve(&mut self, run: RunId) -> Option<HostCgroup> {
+        self.reserved.remove(&run).and_then(|dir| self.cgroup(dir).ok())
     }
 
     fn remove(&mut self, cgroup: &HostCgroup) -> Result<(), KernelError> {

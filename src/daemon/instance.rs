@@ -238,9 +238,7 @@ impl Instance {
             self.driver.handle(Event::Tick);
         }
         for run in self.reservations.expired(now.mono) {
-            if let Some(cgroup) = self.driver.kernel.unreserve(run) {
-                self.driver.discard(cgroup);
-            }
+            self.driver.unreserve(run);
         }
         if self.driver.engine().runs().next().is_none() {
             self.next_sample = None;
@@ -356,17 +354,20 @@ impl Instance {
             Some(id) => self.reservations.take(id, caller).map(|()| id),
             None => launcher::new_id(),
         };
-        let prepared = id.and_then(|id| {
-            launcher::prepare(&mut self.driver.kernel, &self.config, &self.state_dir, id, request, child, caller)
-        });
-        match prepared {
+        let id = match id {
+            Ok(id) => id,
+            Err(e) => return reply(Err(e)),
+        };
+        let host = &mut self.driver.kernel;
+        match launcher::prepare(host, &self.config, &self.state_dir, id, request, child, caller) {
             Ok((spec, held)) => {
                 let actor = Actor::User { uid: caller.uid, name: caller.user.clone() };
-                self.driver.hold(spec.id, held);
-                let reply = self.driver.expect_reply(reply);
-                self.driver.handle(Event::Launch { spec: Box::new(spec), reply, actor });
+                self.driver.launch(spec, held, reply, actor);
             }
-            Err(e) => reply(Err(e)),
+            Err(e) => {
+                self.driver.unreserve(id);
+                reply(Err(e));
+            }
         }
     }
 

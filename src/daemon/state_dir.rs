@@ -74,10 +74,17 @@ pub fn lock(state_dir: &Path) -> anyhow::Result<Flock<fs::File>> {
     let mut lock = loop {
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => break lock,
-            Err((_, nix::errno::Errno::EWOULDBLOCK))
-                if state_dir.join(SOCKET).exists() || begun.elapsed() > LOCK_PATIENCE =>
-            {
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) if state_dir.join(SOCKET).exists() => {
                 return Err(anyhow::Error::new(AlreadyServed { state_dir: state_dir.to_owned() }));
+            }
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) if begun.elapsed() > LOCK_PATIENCE => {
+                let pid = fs::read_to_string(&path).unwrap_or_default();
+                bail!(
+                    "the instance of {} (pid {pid}) has no socket there: if that lasts, end it with `kill {pid}`, and the \
+                     next one takes up its runs",
+                    state_dir.display(),
+                    pid = pid.trim()
+                );
             }
             // Its holder has no socket: it is about to serve, or about to be gone.
             Err((same, nix::errno::Errno::EWOULDBLOCK)) => {

@@ -176,6 +176,8 @@ pub trait Kernel {
     fn oom_kills(&mut self, cgroup: &Self::Cgroup) -> u64;
     /// Gives back the disk space of the oldest part of a log that is over its size, keeping the newest.
     fn cap_log(&mut self, log: &std::path::Path, max_bytes: u64) -> Result<(), KernelError>;
+    /// Gives up the cgroup that was made ahead for a run which is not launched after all.
+    fn unreserve(&mut self, run: RunId) -> Option<Self::Cgroup>;
     /// Removes the cgroup and the empty ones below it. `Busy` if a process is there or still going.
     fn remove(&mut self, cgroup: &Self::Cgroup) -> Result<(), KernelError>;
 }

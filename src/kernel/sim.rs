@@ -364,6 +364,10 @@ impl Kernel for SimKernel {
         Ok(())
     }
 
+    fn unreserve(&mut self, _run: RunId) -> Option<SimCgroup> {
+        None
+    }
+
     fn remove(&mut self, cgroup: &SimCgroup) -> Result<(), KernelError> {
         let mut world = self.0.borrow_mut();
         match world.cgroups.get(&cgroup.run) {

@@ -10,7 +10,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use nix::errno::Errno;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 
-use crate::model::ExitStatus;
+use crate::kernel::process;
+use crate::model::{ExitStatus, RunId};
 
 /// Becomes the parent of every descendant that is orphaned from now on.
 pub fn adopt() -> std::io::Result<()> {
@@ -30,6 +31,20 @@ pub fn reap(mut ended: impl FnMut(u32, ExitStatus)) -> bool {
             Ok(_) => return true,
         }
     }
+}
+
+/// The children of the calling thread that carry the mark of this run: its id in the environment that they were started
+/// with. Whatever is left when the run is over has left its cgroup, as root or a process of the same user can. Those that
+/// the kernel does not show (another user's, or built without CONFIG_PROC_CHILDREN) are not among them. Gives pid and name.
+pub fn marked(run: RunId) -> Vec<(u32, String)> {
+    let mark = format!("GUARDIAN_RUN_ID={run}");
+    let is_marked = |pid: &u32| {
+        let environ = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        environ.split(|b| *b == 0).any(|variable| variable == mark.as_bytes())
+    };
+    let children = std::fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
+    let marked = children.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).filter(is_marked);
+    marked.filter_map(|pid| Some((pid, process::stat(pid).ok()?.comm))).collect()
 }
 
 /// How the children that somebody holds ended; none for one that lives. One table for the process, as there is one
