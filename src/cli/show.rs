@@ -124,7 +124,11 @@ pub fn receipt_lines(receipt: &Receipt) -> Vec<String> {
     ));
     for step in &receipt.steps {
         let at = format!("+{:.3} ms", step.elapsed_usec as f64 / 1000.0);
-        let of = if step.processes > 0 { format!(" ({} processes)", step.processes) } else { String::new() };
+        let of = match step.processes {
+            0 => String::new(),
+            1 => " (1 process)".to_owned(),
+            n => format!(" ({n} processes)"),
+        };
         lines.push(format!("{at:>14}  {}{of}", step.kind.as_str()));
     }
     let seen = receipt.processes.iter().map(|p| format!("{} {}", p.pid, escape(&p.name))).collect::<Vec<_>>();

@@ -42,7 +42,7 @@ impl Engine {
             return Some(Error::new(
                 ErrorKind::LimitExceeded,
                 format!(
-                    "{max} runs are live already, which is instance.max_runs of the configuration: wait or raise it"
+                    "no more runs may be live at once than {max}, which is instance.max_runs of the configuration: wait or raise it"
                 ),
             ));
         }
