@@ -101,6 +101,10 @@ struct Instance {
     last_busy: Now,
     next_sample: Option<Mono>,
     reservations: Reservations,
+    /// Why the store is in trouble, while it is.
+    trouble: Option<String>,
+    /// Audit events that the journal did not get.
+    dropped: u64,
     stopping: bool,
 }
 
@@ -176,6 +180,8 @@ impl Instance {
             last_busy: started,
             next_sample: None,
             reservations: Reservations::default(),
+            trouble: None,
+            dropped: 0,
             stopping: false,
         })
     }
@@ -208,7 +214,30 @@ impl Instance {
         }
     }
 
+    fn tell_health(&mut self) {
+        let trouble = self.trouble.as_ref();
+        let critical = trouble.map(|why| format!("the audit cannot be written, so no run is started: {why}"));
+        let dropped = (self.dropped > 0).then(|| {
+            format!(
+                "{} audit events did not reach the journal, which was slow: `guardian audit` has them",
+                self.dropped
+            )
+        });
+        self.view.health = match (&critical, &dropped) {
+            (Some(_), _) => Health::Critical,
+            (None, Some(_)) => Health::Warning,
+            (None, None) => Health::Healthy,
+        };
+        self.view.reasons = critical.into_iter().chain(dropped).collect();
+        self.published.put_instance(self.view.clone());
+    }
+
     fn count(&mut self) {
+        let dropped = self.driver.recorder.journal.dropped();
+        if dropped != self.dropped {
+            self.dropped = dropped;
+            self.tell_health();
+        }
         let totals = self.driver.totals();
         if totals != (self.view.runs_total, self.view.kills_total) {
             (self.view.runs_total, self.view.kills_total) = totals;
@@ -269,15 +298,13 @@ impl Instance {
                 store::Notice::Recorded(ticket) => self.driver.recorded(ticket, true),
                 store::Notice::Failed(ticket, _) => self.driver.recorded(ticket, false),
                 store::Notice::Troubled(why) => {
-                    self.view.health = Health::Critical;
-                    self.view.reasons = vec![format!("the audit cannot be written, so no run is started: {why}")];
-                    self.published.put_instance(self.view.clone());
+                    self.trouble = Some(why.clone());
+                    self.tell_health();
                     self.driver.handle(Event::StoreTroubled(why));
                 }
                 store::Notice::Recovered => {
-                    self.view.health = Health::Healthy;
-                    self.view.reasons.clear();
-                    self.published.put_instance(self.view.clone());
+                    self.trouble = None;
+                    self.tell_health();
                     self.driver.handle(Event::StoreRecovered);
                 }
             }
