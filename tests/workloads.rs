@@ -55,7 +55,12 @@ fn is_ended_whole(workload: &[&str], processes: Option<u32>, sigterm: Sigterm) {
 
 fn counts_are_true(run: &Run, counted: u32, sigterm: Sigterm) {
     let receipt = run.receipt();
-    assert_eq!((receipt.terminated, receipt.processes_total), (counted, counted), "{receipt:?}");
+    assert_eq!(receipt.processes_total, counted, "{receipt:?}");
+    match sigterm {
+        // A server that forks as it shuts down: what came after the count was signalled as well.
+        Sigterm::Mixed => assert!(receipt.terminated >= counted, "{receipt:?}"),
+        Sigterm::Ends | Sigterm::Ignored => assert_eq!(receipt.terminated, counted, "{receipt:?}"),
+    }
     assert_eq!(receipt.processes.len(), counted.min(64) as usize, "{receipt:?}");
     match sigterm {
         Sigterm::Ends => assert_eq!(receipt.killed, 0, "{receipt:?}"),
