@@ -158,3 +158,29 @@ fn a_refused_launch_leaves_no_cgroup_behind() {
     world.guardian(["kill", live.stdout.trim()]).exits(0);
     world.assert_nothing_left();
 }
+
+#[test]
+fn an_instance_short_of_descriptors_refuses_runs_and_stays_reachable() {
+    needs_cgroup!();
+    let world = World::new();
+    let first = world.command(["ps"]);
+    let guardian = first.get_program().to_owned();
+    let mut limited = std::process::Command::new("bash");
+    limited.args(["-c", "ulimit -n 160 && exec \"$0\" ps"]).arg(guardian);
+    limited.envs(first.get_envs().filter_map(|(key, value)| Some((key, value?))));
+    start(&mut limited).wait().exits(0);
+    let mut runs = Vec::new();
+    let refused = loop {
+        let done = start(&mut world.run_command(&["--detach"], &["sleep", "1000"])).wait();
+        match done.code {
+            Some(0) => runs.push(done.stdout.trim().to_owned()),
+            _ => break done,
+        }
+        assert!(runs.len() < 100, "160 descriptors are not enough for a hundred runs");
+    };
+    assert!(runs.len() > 10 && refused.stderr.contains("leave no room"), "{} runs, then {refused:?}", runs.len());
+    for run in &runs {
+        world.guardian(["kill", "--force", run]).exits(0);
+    }
+    world.assert_nothing_left();
+}

@@ -5,7 +5,7 @@
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,13 +22,17 @@ use crate::kernel::{Created, Evidence, Exec, Kernel, KernelError, Notice, Role, 
 use crate::launch::cgroupfs::{self, Subtree};
 use crate::launch::gate::{self, Gate};
 use crate::launch::orphans;
-use crate::model::{CgroupIdentity, ExitStatus, Now, ProcessId, Resources, RunId, Usage};
+use crate::model::{CgroupIdentity, Error, ErrorKind, ExitStatus, Now, ProcessId, Resources, RunId, Usage};
 
 /// How long opening a gate waits for execve. A file on a network that hangs must not hold up the engine.
 const EXEC_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The part of the descriptors that may be kept open for sampling; the rest is for runs, clients and the store.
-const KEPT_SHARE: usize = 4;
+const KEPT_SHARE: usize = 8;
+/// The part that no new run may take, and at most how many: without a descriptor nobody can connect, and a kill cannot
+/// open `cgroup.kill`.
+const RESERVE_SHARE: usize = 16;
+const RESERVE_MOST: usize = 1024;
 
 /// How the host is set up.
 #[derive(Debug, Clone)]
@@ -72,6 +76,8 @@ pub struct Host {
     /// Counted by its clones: one for each descriptor kept for sampling.
     kept: Arc<()>,
     kept_most: usize,
+    /// The limit of open descriptors.
+    descriptors: usize,
     /// Cgroups made before their run was launched.
     reserved: HashMap<RunId, CgroupDir>,
 }
@@ -175,6 +181,7 @@ impl Host {
             nofile,
             kept: Arc::new(()),
             kept_most: limit / KEPT_SHARE,
+            descriptors: limit,
             reserved: HashMap::new(),
         };
         Ok((host, waker))
@@ -184,6 +191,23 @@ impl Host {
     pub fn process(&self, pidfd: OwnedFd) -> Result<HostProcess, KernelError> {
         let id = process::identify(&pidfd)?;
         Ok(HostProcess { pidfd: Arc::new(pidfd), id, gate: None, child: None, watch: RefCell::default() })
+    }
+
+    /// Whether there are descriptors for one more run: three or four, of which the last must not be taken.
+    pub fn room(&self) -> Result<(), Error> {
+        let most = self.descriptors - (self.descriptors / RESERVE_SHARE).min(RESERVE_MOST);
+        // The kernel gives the lowest number that is free, so with all below it taken it is the number of open ones.
+        match rustix::io::fcntl_dupfd_cloexec(self.subtree.fd(), 0) {
+            Ok(fd) if usize::try_from(fd.as_raw_fd()).is_ok_and(|fd| fd < most) => Ok(()),
+            _ => Err(Error::new(
+                ErrorKind::LimitExceeded,
+                format!(
+                    "the instance may open {} files, and the runs that are live leave no room for another: wait, or raise \
+                     the hard limit (ulimit -Hn) before an instance starts",
+                    self.descriptors
+                ),
+            )),
+        }
     }
 
     /// Makes the cgroup of a run that is about to be launched, so that its client can fork into it. `create` finds it.

@@ -361,6 +361,7 @@ impl Instance {
     }
 
     fn reserve(&mut self, cgroup: oneshot::Sender<OwnedFd>, caller: &Caller) -> Result<Answer, Error> {
+        self.driver.kernel.room()?;
         let id = launcher::new_id()?;
         let now = self.driver.kernel.now().mono;
         self.reservations.add(id, caller, now)?;
@@ -379,7 +380,7 @@ impl Instance {
     ) {
         let id = match request.reserved {
             Some(id) => self.reservations.take(id, caller).map(|()| id),
-            None => launcher::new_id(),
+            None => self.driver.kernel.room().and_then(|()| launcher::new_id()),
         };
         let id = match id {
             Ok(id) => id,

@@ -13,7 +13,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -187,6 +187,11 @@ impl Subtree {
         let there = top.and_then(|top| top.read("cgroup.controllers").ok()).unwrap_or_default();
         let is_there = |c: &&str| there.split_ascii_whitespace().any(|t| t == *c);
         ["memory", "pids", "cpu"].into_iter().filter(|c| !is_there(c)).collect()
+    }
+
+    /// The subtree's directory, open.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
     }
 
     /// The subtree's directory.
