@@ -1,5 +1,6 @@
 //! What the processes of a run are doing, looked at for a bounded time.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use super::cgroup::CgroupDir;
@@ -15,10 +16,14 @@ pub fn take(dir: &CgroupDir, budget: Duration) -> Evidence {
     let started = Instant::now();
     // Evidence is never a reason not to kill: what cannot be read is not in it.
     let pids = dir.pids().unwrap_or_default();
+    look_at(&pids, started, budget)
+}
+
+/// The same for processes that are known by pid; the budget began at `started`.
+pub(super) fn look_at(pids: &BTreeSet<u32>, started: Instant, budget: Duration) -> Evidence {
     let total = u32::try_from(pids.len()).unwrap_or(u32::MAX);
-    let processes =
-        pids.into_iter().take(MAX_PROCESSES).take_while(|_| started.elapsed() < budget).filter_map(look).collect();
-    Evidence { processes, total }
+    let first = pids.iter().take(MAX_PROCESSES).take_while(|_| started.elapsed() < budget);
+    Evidence { processes: first.filter_map(|pid| look(*pid)).collect(), total }
 }
 
 fn look(pid: u32) -> Option<ProcessSeen> {

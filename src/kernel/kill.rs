@@ -15,10 +15,10 @@ use super::{KernelError, process};
 
 /// Passes over the processes before the rest is left to the caller's next call. A process forked during a pass is met
 /// by the next one; a tree that forks faster than it is read would never let the passes end.
-const MAX_PASSES: usize = 32;
+pub(super) const MAX_PASSES: usize = 32;
 
 /// Time for all passes, so that the engine's thread is never held up by a fork storm.
-const MAX_TIME: Duration = Duration::from_millis(250);
+pub(super) const MAX_TIME: Duration = Duration::from_millis(250);
 
 /// The cgroup whose processes are meant.
 #[derive(Debug, Clone, Copy)]
@@ -86,35 +86,12 @@ impl Target<'_> {
             }
             for pid in new {
                 done.insert(pid);
-                if self.signal_one(pid, signals)? {
+                if signal_if(pid, signals, || Ok(is_inside(&process::cgroup(pid)?, self.name)))? {
                     signalled += 1;
                 }
             }
         }
         Ok(signalled)
-    }
-
-    /// Signals one process if it is in the cgroup; true if it was sent the first signal.
-    fn signal_one(&self, pid: u32, signals: &[Signal]) -> Result<bool, KernelError> {
-        let sent = process::open(pid).and_then(|pidfd| {
-            // Looked up after the pidfd pinned the process: a pid reused before that is another cgroup's.
-            if !is_inside(&process::cgroup(pid)?, self.name) {
-                return Ok(false);
-            }
-            let mut signals = signals.iter();
-            signals.next().map_or(Ok(()), |first| process::signal(&pidfd, *first))?;
-            // The first one may have ended it: then there is nobody for the next, and it counts all the same.
-            signals
-                .try_for_each(|s| process::signal(&pidfd, *s).or_else(|e| if e.is_gone() { Ok(()) } else { Err(e) }))?;
-            Ok(true)
-        });
-        match sent {
-            Err(e) if e.is_gone() => Ok(false),
-            // Of another user, as a setuid program is to an unprivileged instance: the rest is signalled all the same,
-            // and `cgroup.kill` reaches this one, since it asks for no right but writing the file.
-            Err(e) if e.errno() == Some(Errno::PERM) => Ok(false),
-            other => other,
-        }
     }
 
     /// Thaws the cgroup and every one below it.
@@ -125,6 +102,32 @@ impl Target<'_> {
             Err(e) if e.is_gone() => Ok(()),
             Err(e) => Err(e),
         })
+    }
+}
+
+/// Signals one process if it is of the run; true if it was sent the first signal. The question is asked after the pidfd
+/// pinned the process: a pid that was given to another one before is then another's.
+pub(super) fn signal_if(
+    pid: u32,
+    signals: &[Signal],
+    is_ours: impl FnOnce() -> Result<bool, KernelError>,
+) -> Result<bool, KernelError> {
+    let sent = process::open(pid).and_then(|pidfd| {
+        if !is_ours()? {
+            return Ok(false);
+        }
+        let mut signals = signals.iter();
+        signals.next().map_or(Ok(()), |first| process::signal(&pidfd, *first))?;
+        // The first one may have ended it: then there is nobody for the next, and it counts all the same.
+        signals.try_for_each(|s| process::signal(&pidfd, *s).or_else(|e| if e.is_gone() { Ok(()) } else { Err(e) }))?;
+        Ok(true)
+    });
+    match sent {
+        Err(e) if e.is_gone() => Ok(false),
+        // Of another user, as a setuid program is to an unprivileged instance: the rest is signalled all the same, and
+        // `cgroup.kill`, where there is one, reaches this one, since it asks for no right but writing the file.
+        Err(e) if e.errno() == Some(Errno::PERM) => Ok(false),
+        other => other,
     }
 }
 

@@ -13,6 +13,7 @@ pub mod pidfd_info;
 pub mod poll;
 pub mod process;
 pub mod sim;
+pub mod tree;
 
 use std::path::PathBuf;
 use std::time::Duration;

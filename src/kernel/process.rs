@@ -21,14 +21,49 @@ use crate::model::{ExitStatus, ProcessId};
 /// What `/proc/PID/stat` says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stat {
+    /// Its pid.
+    pub pid: u32,
     /// Its name, at most 15 bytes, chosen by the process itself.
     pub comm: String,
-    /// R, S, D, T, Z, …
+    /// R, S, D, T, Z, …: that of its main thread.
     pub state: char,
-    /// Its parent.
+    /// Its parent; 0 if that is outside our PID namespace, or if it has none.
     pub ppid: u32,
+    /// Threads, the main one among them even after it ended.
+    pub threads: u32,
+    /// Clock ticks of CPU time of all its threads, ended ones too: utime and stime.
+    pub cpu_ticks: u64,
+    /// The same of the children that it has waited for, and of theirs: cutime and cstime.
+    pub waited_cpu_ticks: u64,
     /// Clock ticks from boot to its start.
     pub start_ticks: u64,
+    /// Pages of resident memory.
+    pub rss_pages: u64,
+}
+
+impl Stat {
+    /// What tells it from a later process of the same pid.
+    pub fn id(&self) -> ProcessId {
+        ProcessId { pid: self.pid, start_ticks: self.start_ticks }
+    }
+
+    /// True for one that only waits to be reaped. A process whose main thread ended before its others has the state of a
+    /// zombie too, and runs on.
+    pub fn has_ended(&self) -> bool {
+        matches!(self.state, 'Z' | 'X' | 'x') && self.threads <= 1
+    }
+}
+
+/// The bytes that a process and the children it has waited for have moved.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Io {
+    /// Read from storage.
+    pub read_bytes: u64,
+    /// Written to storage, or to be.
+    pub write_bytes: u64,
+    /// Passed through `read(2)`, `write(2)` and their like, from and to anything: rchar and wchar. What `send(2)` and
+    /// `recv(2)` move is not in it.
+    pub characters: u64,
 }
 
 fn name(pid: u32) -> String {
@@ -104,8 +139,22 @@ fn decode_wait_status(status: i32) -> ExitStatus {
 /// `/proc/PID/stat`.
 pub fn stat(pid: u32) -> Result<Stat, KernelError> {
     let path = format!("/proc/{pid}/stat");
+    let text = read_bytes(&path)?;
+    parse_stat(&text).ok_or_else(|| KernelError::malformed(path, &String::from_utf8_lossy(&text)))
+}
+
+/// `/proc/PID/io`; the kernel shows it to root and to the process's own user.
+pub fn io(pid: u32) -> Result<Io, KernelError> {
+    let path = format!("/proc/{pid}/io");
     let text = read_text(&path)?;
-    parse_stat(&text).ok_or_else(|| KernelError::malformed(path, &text))
+    parse_io(&text).ok_or_else(|| KernelError::malformed(path, &text))
+}
+
+/// True if this `KEY=VALUE`, whole, is in the environment that the process executed its program with. False where there
+/// is none to be seen: another user's, or a process that emptied it.
+pub fn has_variable(pid: u32, variable: &[u8]) -> bool {
+    read_bytes(&format!("/proc/{pid}/environ"))
+        .is_ok_and(|environ| environ.split(|b| *b == 0).any(|v| v == variable && !v.is_empty()))
 }
 
 /// The cgroup2 cgroup of a process, as its cgroup namespace root sees it.
@@ -142,16 +191,40 @@ pub fn written_bytes(pid: u32) -> Result<u64, KernelError> {
     parse_colon(&text, "wchar").ok_or_else(|| KernelError::malformed(path, &text))
 }
 
-/// `PID (COMM) STATE PPID …`. The comm may hold spaces, newlines and parentheses, so it ends at the last one.
-fn parse_stat(text: &str) -> Option<Stat> {
-    let (before, after) = text.rsplit_once(')')?;
-    let (_, comm) = before.split_once('(')?;
-    let mut fields = after.split_ascii_whitespace();
+/// `PID (COMM) STATE PPID …`. The comm may hold any byte, spaces, newlines and parentheses among them, so it ends at the
+/// last parenthesis.
+pub(in crate::kernel) fn parse_stat(text: &[u8]) -> Option<Stat> {
+    let (open, close) = (text.iter().position(|b| *b == b'(')?, text.iter().rposition(|b| *b == b')')?);
+    let comm = String::from_utf8_lossy(text.get(open + 1..close)?).into_owned();
+    let pid = std::str::from_utf8(&text[..open]).ok()?.trim().parse().ok()?;
+    // Fields are numbered from 1, as in proc_pid_stat(5), and state is the third.
+    let mut fields = std::str::from_utf8(&text[close + 1..]).ok()?.split_ascii_whitespace();
     let state = fields.next()?.chars().next()?;
     let ppid = fields.next()?.parse().ok()?;
-    // Fields are numbered from 1 and state is the third; starttime is the 22nd.
-    let start_ticks = fields.nth(17)?.parse().ok()?;
-    Some(Stat { comm: comm.to_owned(), state, ppid, start_ticks })
+    let mut number = |skipped: usize| fields.nth(skipped)?.parse::<u64>().ok();
+    let (utime, stime, cutime, cstime) = (number(9)?, number(0)?, number(0)?, number(0)?);
+    let threads = u32::try_from(number(2)?).ok()?;
+    let (start_ticks, rss_pages) = (number(1)?, number(1)?);
+    Some(Stat {
+        pid,
+        comm,
+        state,
+        ppid,
+        threads,
+        cpu_ticks: utime.saturating_add(stime),
+        waited_cpu_ticks: cutime.saturating_add(cstime),
+        start_ticks,
+        rss_pages,
+    })
+}
+
+fn parse_io(text: &str) -> Option<Io> {
+    let number = |key| parse_colon::<u64>(text, key);
+    Some(Io {
+        read_bytes: number("read_bytes")?,
+        write_bytes: number("write_bytes")?,
+        characters: number("rchar")?.saturating_add(number("wchar")?),
+    })
 }
 
 /// The line of cgroup2 is `0::PATH`. A removed cgroup's path ends in ` (deleted)`, which then equals nothing of ours.
@@ -203,18 +276,60 @@ mod tests {
 
     #[test]
     fn a_name_with_parentheses_and_spaces_does_not_move_the_fields() {
-        let tail = "S 17 1 1 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 987654 1 2 3";
+        let tail = "S 17 1 1 0 -1 4194560 1 0 0 0 5 6 70 80 20 0 3 0 987654 1000 250 3";
         for comm in ["cat", "a) S 1 (b", "tmux: server", ") R 0 (", "new\nline", ""] {
-            let stat = parse_stat(&format!("42 ({comm}) {tail}")).unwrap();
-            assert_eq!(stat, Stat { comm: comm.into(), state: 'S', ppid: 17, start_ticks: 987_654 });
+            let stat = parse_stat(format!("42 ({comm}) {tail}\n").as_bytes()).unwrap();
+            let expected = Stat {
+                pid: 42,
+                comm: comm.into(),
+                state: 'S',
+                ppid: 17,
+                threads: 3,
+                cpu_ticks: 11,
+                waited_cpu_ticks: 150,
+                start_ticks: 987_654,
+                rss_pages: 250,
+            };
+            assert_eq!(stat, expected);
         }
+        assert!(parse_stat(&[b"42 (\xff) ", tail.as_bytes()].concat()).is_some());
     }
 
     #[test]
     fn a_malformed_stat_is_refused() {
-        for bad in ["", "42", "42 (cat", "42 (cat) S", "42 (cat) S x 1", "42 (cat) S 1 1 1 0"] {
-            assert_eq!(parse_stat(bad), None, "{bad}");
+        for bad in
+            ["", "42", "42 (cat", "42 )cat( S 1", "x (cat) S 1", "42 (cat) S", "42 (cat) S x 1", "42 (cat) S 1 1 1 0"]
+        {
+            assert_eq!(parse_stat(bad.as_bytes()), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn a_zombie_has_ended_but_not_one_that_lost_its_main_thread_only() {
+        let stat = |state, threads| {
+            let text = format!("4 (x) {state} 1 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 {threads} 0 1 0 0");
+            parse_stat(text.as_bytes()).unwrap()
+        };
+        assert!(stat('Z', 1).has_ended() && stat('X', 0).has_ended());
+        assert!(!stat('Z', 2).has_ended() && !stat('S', 1).has_ended() && !stat('T', 1).has_ended());
+    }
+
+    #[test]
+    fn a_variable_of_the_environment_is_found_whole_or_not_at_all() {
+        let mut child = std::process::Command::new("sleep").arg("600").env_clear().env("A", "bc").spawn().unwrap();
+        // The environment is that of the test until it has executed its program.
+        while stat(child.id()).unwrap().comm != "sleep" {
+            std::thread::yield_now();
+        }
+        assert!(has_variable(child.id(), b"A=bc"));
+        assert!(
+            !has_variable(child.id(), b"A=b") && !has_variable(child.id(), b"A=bcd") && !has_variable(child.id(), b"")
+        );
+        assert!(io(child.id()).unwrap().characters > 0);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!has_variable(child.id(), b"A=bc"));
+        assert!(io(child.id()).unwrap_err().is_gone());
     }
 
     #[test]
@@ -233,6 +348,9 @@ mod tests {
         assert_eq!(parse_fdinfo_pid("Pid:\t-1\n"), Some(-1));
         assert_eq!(parse_fdinfo_pid("pos:\t0\n"), None);
         assert_eq!(parse_colon::<u64>("rchar: 1\nwchar: 22\nsyscw: 3\n", "wchar"), Some(22));
+        let io = "rchar: 1\nwchar: 20\nsyscr: 3\nsyscw: 4\nread_bytes: 5\nwrite_bytes: 6\ncancelled_write_bytes: 7\n";
+        assert_eq!(parse_io(io), Some(Io { read_bytes: 5, write_bytes: 6, characters: 21 }));
+        assert_eq!(parse_io("rchar: 1\nwchar: 2\n"), None);
         assert_eq!(parse_colon::<u64>("wchar: max\n", "wchar"), None);
         assert_eq!(parse_statm("100 50 3 1 0 2 0\n"), Some(50));
         assert_eq!(parse_statm("100"), None);
