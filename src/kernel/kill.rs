@@ -15,7 +15,7 @@ use super::{KernelError, process};
 
 /// Passes over the processes before the rest is left to the caller's next call. A process forked during a pass is met
 /// by the next one; a tree that forks faster than it is read would never let the passes end.
-pub(super) const MAX_PASSES: usize = 32;
+const MAX_PASSES: usize = 32;
 
 /// Time for all passes, so that the engine's thread is never held up by a fork storm.
 pub(super) const MAX_TIME: Duration = Duration::from_millis(250);

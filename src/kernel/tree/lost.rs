@@ -8,7 +8,7 @@ use super::counters;
 use super::members::Source;
 use super::procfs::Proc;
 use super::table::{Entry, Table};
-use super::walk::Reading;
+use super::walk::{Rest, Visitor};
 use crate::model::{ProcessId, RunId, Usage};
 
 /// A run without its root. See [`super::Members`] for what can be done to it.
@@ -72,14 +72,33 @@ impl Lost<'_> {
         self.is_young(entry) && !self.known_children.contains(&entry.pid) && self.foster_parents.iter().any(by)
     }
 
+    fn foster_children(&self, proc: &mut Proc, visitor: &mut dyn Visitor) -> Result<(), KernelError> {
+        for foster in self.foster_parents {
+            let Some(parent) = proc.stat(foster.pid)?.filter(|stat| stat.id() == *foster) else { continue };
+            let mut children = Vec::new();
+            // Without CONFIG_PROC_CHILDREN the table alone has them.
+            proc.children(parent.pid, parent.threads, &mut children)?;
+            children.retain(|pid| visitor.knows(*pid).is_none() && !self.known_children.contains(pid));
+            for pid in children {
+                let child = proc.stat(pid)?.filter(|c| c.ppid == foster.pid && self.is_young(c) && !self.is_spared(c));
+                child.map_or(Ok(()), |c| visitor.meet(proc, &c))?;
+            }
+        }
+        Ok(())
+    }
+
     fn is_spared(&self, entry: &Entry) -> bool {
         entry.pid == std::process::id() || self.spared.contains(&entry.pid) || self.foster_parents.contains(&entry.id())
     }
 }
 
 impl Source for Lost<'_> {
-    fn read(&self, proc: &mut Proc) -> Result<Reading, KernelError> {
-        Ok(Reading { entries: self.members(&Table::read_with(proc)?), ..Reading::default() })
+    fn visit(&self, proc: &mut Proc, visitor: &mut dyn Visitor) -> Result<Rest, KernelError> {
+        // What forks and ends at once, again and again, is never there long enough to be met after a whole table was read.
+        // It is always a child of the foster parent.
+        self.foster_children(proc, visitor)?;
+        self.members(&Table::read_with(proc)?).iter().try_for_each(|e| visitor.meet(proc, e))?;
+        Ok(Rest::default())
     }
 
     /// A process that was of the run is of it for ever, wherever it hangs by now.

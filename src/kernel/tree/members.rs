@@ -1,30 +1,38 @@
 //! What is done to the processes of a run that no cgroup holds: the passes, whichever way its processes are known.
 //!
-//! A pass reads which processes there are now and signals those that it had not met. What is forked meanwhile is met by
-//! the next one, so passes go on until a reading shows none that is new. Nothing here is signalled by number: see
+//! A pass reads which processes there are now, and signals each that was not met before as soon as it is found. What is
+//! forked meanwhile is met by the next one, so passes go on until one shows none that is new. Nothing here is signalled by number: see
 //! [`signal_if`].
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use super::super::kill::{MAX_PASSES, MAX_TIME, signal_if};
+use super::super::kill::{MAX_TIME, signal_if};
+use super::super::process::Stat;
 use super::super::{Evidence, KernelError, evidence};
 use super::procfs::Proc;
-use super::walk::Reading;
+use super::walk::{Rest, Visitor};
 use crate::model::ProcessId;
+
+/// Passes of one kind in a call. One over a few processes takes 50 µs, and what forks and ends at once, again and again,
+/// is met by one of many.
+const MAX_PASSES: usize = 256;
 
 /// How long a kill goes on stopping what it has not met before. A run that forks faster than it is stopped is killed as
 /// far as it is known by then, and again by the next call.
 const STOP_TIME: Duration = Duration::from_millis(150);
 
+/// How long what was sent SIGSTOP is given to stop before it is looked at again.
+const STOPPING: Duration = Duration::from_millis(1);
+
 /// How the processes of a run are known.
 pub trait Source {
-    /// One reading of them.
-    fn read(&self, proc: &mut Proc) -> Result<Reading, KernelError>;
+    /// One reading of them, shown to the visitor as they are found.
+    fn visit(&self, proc: &mut Proc, visitor: &mut dyn Visitor) -> Result<Rest, KernelError>;
 
-    /// True if a process that an earlier reading showed, and that a pidfd holds by now, is there and of the run still.
+    /// True if a process that a reading showed, and that a pidfd holds by now, is there and of the run still.
     /// `checked` has pids of which that was found a moment ago; what is found on the way is added.
     fn holds(&self, proc: &mut Proc, id: ProcessId, checked: &mut HashSet<u32>) -> Result<bool, KernelError>;
 
@@ -37,8 +45,8 @@ pub trait Source {
 /// What is done to all processes of a run, our own process never among them: an instance or a client can have been
 /// started inside the run that it ends. Ended ones (zombies) are nobody.
 ///
-/// A process of another user, which an unprivileged instance may not signal, is passed over. `Gone` where the run has no
-/// root any more by which its processes are known.
+/// A process of another user, which an unprivileged instance may not signal, is passed over. `Gone` if the root by which
+/// they are known was gone before anything was done.
 pub trait Members {
     /// Sends SIGTERM, then SIGCONT, to each: a stopped process acts on SIGTERM only then. Gives the number signalled.
     fn terminate(&self) -> Result<u32, KernelError>;
@@ -52,7 +60,8 @@ pub trait Members {
     /// is there.
     fn kill(&self) -> Result<u32, KernelError>;
 
-    /// Stops each until none is new, or lets each go on, in passes of 250 ms. Unlike a frozen cgroup, processes can be continued by others, and
+    /// Stops each until none is new and none is seen to run, or lets each go on; begins no pass after 250 ms. A parent that
+    /// waits in vfork(2) is in state D until its child is let go on. Unlike a frozen cgroup, processes can be continued by others, and
     /// what had been stopped before goes on too.
     fn freeze(&self, frozen: bool) -> Result<(), KernelError>;
 
@@ -65,31 +74,35 @@ pub trait Members {
 
 impl<S: Source> Members for S {
     fn terminate(&self) -> Result<u32, KernelError> {
-        Passes::new(self, Excluded::Spared)?.signal_all(&[Signal::TERM, Signal::CONT], MAX_TIME)
+        Passes::new(self, Excluded::Spared).signal(&mut Proc::open()?, &[Signal::TERM, Signal::CONT], MAX_TIME)
     }
 
     fn kill(&self) -> Result<u32, KernelError> {
-        let mut passes = Passes::new(self, Excluded::Signalled)?;
-        let mut new = passes.read()?;
-        let present = new.counted;
-        loop {
-            let stopped = passes.signal(new, &[Signal::STOP], STOP_TIME);
-            let killed = passes.signal_known(&[Signal::KILL]);
-            stopped?;
-            killed?;
-            new = passes.read()?;
-            if new.processes.is_empty() {
-                return Ok(present);
-            }
-            if passes.started.elapsed() > MAX_TIME {
-                return passes.signal_known(&[Signal::KILL]).map(|()| present);
-            }
-        }
+        let mut proc = Proc::open()?;
+        let mut passes = Passes::new(self, Excluded::Signalled);
+        let stopped = passes.signal(&mut proc, &[Signal::STOP], STOP_TIME);
+        let present = passes.counted_first;
+        let killed = passes.signal_known(&mut proc, &[Signal::KILL]);
+        stopped?;
+        killed?;
+        passes.signal(&mut proc, &[Signal::KILL], MAX_TIME).map(|_| present)
     }
 
     fn freeze(&self, frozen: bool) -> Result<(), KernelError> {
-        let signal = if frozen { Signal::STOP } else { Signal::CONT };
-        Passes::new(self, Excluded::Spared)?.signal_all(&[signal], MAX_TIME).map(drop)
+        let mut proc = Proc::open()?;
+        let mut passes = Passes::new(self, Excluded::Spared);
+        if !frozen {
+            return passes.signal(&mut proc, &[Signal::CONT], MAX_TIME).map(drop);
+        }
+        // One that is stopped in the middle of a fork stops after it: its child is there only by then.
+        passes.look = Look::AtAll;
+        loop {
+            passes.signal(&mut proc, &[Signal::STOP], MAX_TIME)?;
+            if !passes.some_run || passes.started.elapsed() > MAX_TIME {
+                return Ok(());
+            }
+            std::thread::sleep(STOPPING);
+        }
     }
 
     fn evidence(&self, budget: Duration) -> Evidence {
@@ -104,9 +117,10 @@ impl<S: Source> Members for S {
 
 /// Those that count, by pid.
 fn present(source: &impl Source) -> Result<BTreeSet<u32>, KernelError> {
-    let reading = source.read(&mut Proc::open()?)?;
-    let live = reading.entries.iter().filter(|e| !e.has_ended()).map(|e| e.pid);
-    Ok(live.chain(reading.hidden).filter(|pid| counts(source, *pid)).collect())
+    let mut entries = Vec::new();
+    let rest = source.visit(&mut Proc::open()?, &mut entries)?;
+    let live = entries.iter().filter(|e| !e.has_ended()).map(|e| e.pid);
+    Ok(live.chain(rest.hidden).filter(|pid| counts(source, *pid)).collect())
 }
 
 fn counts(source: &impl Source, pid: u32) -> bool {
@@ -120,93 +134,110 @@ enum Excluded {
     Signalled,
 }
 
-/// What a reading showed that none before it did.
-#[derive(Debug, Default)]
-struct New {
-    processes: Vec<ProcessId>,
-    /// Of all in the reading.
-    counted: u32,
-    torn: bool,
+/// What a pass looks at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// Of those that were met before, only at their children: this halves the time in which others fork.
+    AtTheNew,
+    AtAll,
 }
 
 /// The passes of one call, and all that they have met.
 struct Passes<'a, S> {
     source: &'a S,
     excluded: Excluded,
-    proc: Proc,
+    look: Look,
     started: Instant,
     /// Parents before their children.
     known: Vec<ProcessId>,
-    met: HashSet<ProcessId>,
-    /// How many of `known` were sent what is for all that are known.
-    signalled: usize,
+    /// Start and threads by pid.
+    met: HashMap<u32, (u64, u32)>,
+    /// What the first pass found that counts.
+    counted_first: u32,
+    pass: Pass<'a>,
+    /// The last pass showed one that is neither stopped nor in the middle of a system call that nothing interrupts.
+    some_run: bool,
+}
+
+/// What one pass does and has done.
+#[derive(Default)]
+struct Pass<'a> {
+    signals: &'a [Signal],
+    checked: HashSet<u32>,
+    new: u32,
+    counted: u32,
+    signalled: u32,
 }
 
 impl<'a, S: Source> Passes<'a, S> {
-    fn new(source: &'a S, excluded: Excluded) -> Result<Self, KernelError> {
-        let (known, met) = (Vec::new(), HashSet::new());
-        Ok(Self { source, excluded, proc: Proc::open()?, started: Instant::now(), known, met, signalled: 0 })
+    fn new(source: &'a S, excluded: Excluded) -> Self {
+        let (look, started, pass) = (Look::AtTheNew, Instant::now(), Pass::default());
+        let (known, met) = (Vec::new(), HashMap::new());
+        Self { source, excluded, look, started, known, met, counted_first: 0, pass, some_run: false }
     }
 
-    fn read(&mut self) -> Result<New, KernelError> {
-        let reading = self.source.read(&mut self.proc)?;
-        let mut new = New { torn: reading.torn, ..New::default() };
-        for process in reading.entries.iter().filter(|e| !e.has_ended()) {
-            let counts = counts(self.source, process.pid);
-            new.counted += u32::from(counts);
-            let is_meant = counts || self.excluded == Excluded::Signalled && process.pid != std::process::id();
-            if is_meant && self.met.insert(process.id()) {
-                new.processes.push(process.id());
-            }
-        }
-        let hidden = reading.hidden.iter().filter(|pid| counts(self.source, **pid)).count();
-        new.counted = new.counted.saturating_add(u32::try_from(hidden).unwrap_or(u32::MAX));
-        self.known.extend(&new.processes);
-        Ok(new)
-    }
-
-    fn signal_all(&mut self, signals: &[Signal], within: Duration) -> Result<u32, KernelError> {
-        let new = self.read()?;
-        self.signal(new, signals, within)
-    }
-
-    /// Signals these, and those that the next readings show, until none is new or the time since the start is over. Gives
-    /// the number signalled.
-    fn signal(&mut self, mut new: New, signals: &[Signal], within: Duration) -> Result<u32, KernelError> {
+    /// Signals each process that was not met before, and goes on with this until none is new or the time since the start
+    /// is over. Gives the number signalled.
+    fn signal(&mut self, proc: &mut Proc, signals: &'a [Signal], within: Duration) -> Result<u32, KernelError> {
         let mut signalled = 0;
         for _ in 0..MAX_PASSES {
-            if new.processes.is_empty() && !new.torn || self.started.elapsed() > within {
+            let is_first = self.known.is_empty();
+            self.pass = Pass { signals, ..Pass::default() };
+            self.some_run = false;
+            let visited = self.source.visit(proc, self);
+            signalled += self.pass.signalled;
+            let rest = match visited {
+                // After the run was signalled, its root may have exited because nothing was left below it.
+                Err(e) if e.is_gone() && !is_first => return Ok(signalled),
+                visited => visited?,
+            };
+            if is_first {
+                let hidden = rest.hidden.iter().filter(|pid| counts(self.source, **pid)).count();
+                self.counted_first = self.pass.counted.saturating_add(u32::try_from(hidden).unwrap_or(u32::MAX));
+            }
+            if self.pass.new == 0 && !rest.torn || self.started.elapsed() > within {
                 break;
             }
-            let mut checked = HashSet::new();
-            for id in new.processes {
-                signalled += u32::from(self.signal_one(id, signals, &mut checked)?);
-            }
-            new = self.read()?;
         }
         Ok(signalled)
     }
 
-    /// Signals all that were met since the last time, however long that takes.
-    fn signal_known(&mut self, signals: &[Signal]) -> Result<(), KernelError> {
+    /// Signals all that were met, however long that takes.
+    fn signal_known(&mut self, proc: &mut Proc, signals: &[Signal]) -> Result<(), KernelError> {
         let mut checked = HashSet::new();
         let mut failed = Ok(());
-        for place in self.signalled..self.known.len() {
+        for id in &self.known {
             // One that fails does not save the others.
-            if let Err(e) = self.signal_one(self.known[place], signals, &mut checked) {
+            if let Err(e) = signal_if(id.pid, signals, || self.source.holds(proc, *id, &mut checked)) {
                 failed = Err(e);
             }
         }
-        self.signalled = self.known.len();
         failed
     }
+}
 
-    fn signal_one(
-        &mut self,
-        id: ProcessId,
-        signals: &[Signal],
-        checked: &mut HashSet<u32>,
-    ) -> Result<bool, KernelError> {
-        signal_if(id.pid, signals, || self.source.holds(&mut self.proc, id, checked))
+impl<S: Source> Visitor for Passes<'_, S> {
+    fn knows(&self, pid: u32) -> Option<u32> {
+        self.met.get(&pid).filter(|_| self.look == Look::AtTheNew).map(|(_, threads)| *threads)
+    }
+
+    fn meet(&mut self, proc: &mut Proc, process: &Stat) -> Result<(), KernelError> {
+        let counts = counts(self.source, process.pid);
+        let is_meant = counts || self.excluded == Excluded::Signalled && process.pid != std::process::id();
+        if process.has_ended() || !is_meant {
+            return Ok(());
+        }
+        self.some_run |= matches!(process.state, 'R' | 'S');
+        let id = process.id();
+        match self.met.insert(id.pid, (id.start_ticks, process.threads)) {
+            Some((start_ticks, _)) if start_ticks == id.start_ticks => return Ok(()),
+            _ => self.known.push(id),
+        }
+        self.pass.new += 1;
+        self.pass.counted += u32::from(counts);
+        let Pass { signals, checked, .. } = &mut self.pass;
+        let sent = signal_if(id.pid, signals, || self.source.holds(proc, id, checked))?;
+        self.pass.signalled += u32::from(sent);
+        Ok(())
     }
 }

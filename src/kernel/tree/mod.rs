@@ -28,10 +28,11 @@ use crate::model::{ProcessId, Usage};
 pub use lost::Lost;
 pub use members::Members;
 pub use table::{Entry, Table};
-pub use walk::{Reading, descendants};
+pub use walk::{Reading, Rest, descendants};
 
 use members::Source;
 use procfs::Proc;
+use walk::Visitor;
 
 /// How often a way up to the root is begun again because a process on it ended.
 const MAX_RETRIES: usize = 8;
@@ -87,10 +88,10 @@ impl Tree<'_> {
 }
 
 impl Source for Tree<'_> {
-    fn read(&self, proc: &mut Proc) -> Result<Reading, KernelError> {
-        let reading = walk::read(proc, self.root.pid)?;
+    fn visit(&self, proc: &mut Proc, visitor: &mut dyn Visitor) -> Result<Rest, KernelError> {
+        let rest = walk::visit(proc, self.root.pid, visitor)?;
         // Looked at afterwards: until then the pid was its own.
-        if self.is_alive() { Ok(reading) } else { Err(self.gone()) }
+        if self.is_alive() { Ok(rest) } else { Err(self.gone()) }
     }
 
     /// Goes up from parent to parent. Parents come before their children, so that most often one step is enough.
@@ -157,8 +158,9 @@ mod tests {
         let (pidfd, held) = (process::open(pid).unwrap(), process::open(leaver).unwrap());
         let tree = Tree { root: process::stat(pid).unwrap().id(), pidfd: pidfd.as_fd(), excluded: &[] };
         let mut proc = Proc::open().unwrap();
-        let read = tree.read(&mut proc).unwrap();
-        let (middle, leaver) = (read.entries[0].id(), read.entries[1].id());
+        let mut read = Vec::new();
+        tree.visit(&mut proc, &mut read).unwrap();
+        let (middle, leaver) = (read[0].id(), read[1].id());
         assert_eq!(held_pid(&held), leaver.pid);
         assert!(tree.holds(&mut proc, leaver, &mut HashSet::new()).unwrap());
         let mut checked = HashSet::new();
@@ -179,7 +181,7 @@ mod tests {
         process::signal(&held, Signal::KILL).unwrap();
         root.kill().unwrap();
         root.wait().unwrap();
-        assert!(tree.read(&mut proc).unwrap_err().is_gone());
+        assert!(tree.visit(&mut proc, &mut read).unwrap_err().is_gone());
     }
 
     fn held_pid(pidfd: impl AsFd) -> u32 {

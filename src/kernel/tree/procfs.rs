@@ -55,11 +55,10 @@ impl Proc {
         numbers(&self.dir).map_err(|e| KernelError::from_errno("read", "/proc", e))
     }
 
-    /// Adds the children of a process, each of which is its thread's. False if it is gone or hidden, or if the kernel was
+    /// Adds the children of a process of so many threads; each is the child of one of these. False if it is gone or hidden, or if the kernel was
     /// built without CONFIG_PROC_CHILDREN.
-    pub(super) fn children(&mut self, of: &Stat, into: &mut Vec<u32>) -> Result<bool, KernelError> {
-        let pid = of.pid;
-        if of.threads <= 1 {
+    pub(super) fn children(&mut self, pid: u32, threads: u32, into: &mut Vec<u32>) -> Result<bool, KernelError> {
+        if threads <= 1 {
             return self.children_of_thread(pid, pid, into);
         }
         let tids = match self.open_at(format_args!("{pid}/task"), OFlags::DIRECTORY)? {

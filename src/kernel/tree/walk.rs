@@ -12,11 +12,39 @@ use super::table::Table;
 pub struct Reading {
     /// The processes, parents before their children, ended ones too.
     pub entries: Vec<Stat>,
+    /// What else there is.
+    pub rest: Rest,
+}
+
+/// What a reading could not show.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Rest {
     /// Pids of processes of other users that /proc hides from us (hidepid=2). They can be counted, but not proved to be
     /// the ones that they were, so they are never signalled.
     pub hidden: Vec<u32>,
-    /// Something ended meanwhile whose children may be somewhere else by now: the next reading finds them.
+    /// Something ended before it was looked at, and its children may be somewhere else by now: the next reading finds
+    /// them.
     pub torn: bool,
+}
+
+/// Who is shown each process of a reading as soon as it is found.
+pub trait Visitor {
+    /// The number of threads of a process that needs no second look: only its children are asked for.
+    fn knows(&self, pid: u32) -> Option<u32>;
+
+    /// A process that it does not know, ended or not. Its children are asked for afterwards.
+    fn meet(&mut self, proc: &mut Proc, process: &Stat) -> Result<(), KernelError>;
+}
+
+impl Visitor for Vec<Stat> {
+    fn knows(&self, _: u32) -> Option<u32> {
+        None
+    }
+
+    fn meet(&mut self, _: &mut Proc, process: &Stat) -> Result<(), KernelError> {
+        self.push(process.clone());
+        Ok(())
+    }
 }
 
 /// The descendants of a process, not the process itself. `Gone` if it is.
@@ -24,47 +52,65 @@ pub struct Reading {
 /// Where the kernel has `/proc/PID/task/TID/children` (CONFIG_PROC_CHILDREN) it is these that are read, else all of
 /// /proc.
 pub fn descendants(root: u32) -> Result<Reading, KernelError> {
-    read(&mut Proc::open()?, root)
+    let mut entries = Vec::new();
+    let rest = visit(&mut Proc::open()?, root, &mut entries)?;
+    Ok(Reading { entries, rest })
 }
 
-pub(super) fn read(proc: &mut Proc, root: u32) -> Result<Reading, KernelError> {
+pub(super) fn visit(proc: &mut Proc, root: u32, visitor: &mut dyn Visitor) -> Result<Rest, KernelError> {
     let gone = || KernelError::Gone { what: format!("process {root}") };
-    let stat = proc.stat(root)?.ok_or_else(gone)?;
+    let threads = proc.stat(root)?.ok_or_else(gone)?.threads;
     let mut listed = Vec::new();
-    match proc.children(&stat, &mut listed)? {
-        true => below(proc, &stat, listed),
+    match proc.children(root, threads, &mut listed)? {
+        true => below(proc, (root, threads), listed, visitor),
         false if proc.has_children_files()? => Err(gone()),
-        false => from_table(proc, root),
+        false => from_table(proc, root, visitor),
     }
 }
 
-pub(super) fn from_table(proc: &mut Proc, root: u32) -> Result<Reading, KernelError> {
+pub(super) fn from_table(proc: &mut Proc, root: u32, visitor: &mut dyn Visitor) -> Result<Rest, KernelError> {
     let table = Table::read_with(proc)?;
-    Ok(Reading { entries: table.below(root).into_iter().cloned().collect(), ..Reading::default() })
+    table.below(root).into_iter().try_for_each(|e| visitor.meet(proc, e))?;
+    Ok(Rest::default())
 }
 
-fn below(proc: &mut Proc, root: &Stat, mut listed: Vec<u32>) -> Result<Reading, KernelError> {
-    let mut found = Reading::default();
-    let mut seen = HashSet::from([root.pid]);
+fn below(
+    proc: &mut Proc,
+    root: (u32, u32),
+    mut listed: Vec<u32>,
+    visitor: &mut dyn Visitor,
+) -> Result<Rest, KernelError> {
+    let (mut rest, mut seen, mut found) = (Rest::default(), HashSet::from([root.0]), Vec::new());
     let (mut next, mut asked_again) = (0, false);
     loop {
         listed.retain(|pid| seen.insert(*pid));
         let none_is_new = listed.is_empty();
+        // New ones first: they may be short-lived.
+        listed.sort_by_key(|pid| visitor.knows(*pid).is_some());
         for child in listed.drain(..) {
+            if let Some(threads) = visitor.knows(child) {
+                found.push((child, threads, true));
+                continue;
+            }
             match proc.stat(child)? {
-                Some(stat) => found.entries.push(stat),
-                None if is_hidden(child) => found.hidden.push(child),
-                None => found.torn = true,
+                Some(stat) => {
+                    visitor.meet(proc, &stat)?;
+                    if !stat.has_ended() {
+                        found.push((child, stat.threads, false));
+                    }
+                }
+                None if is_hidden(child) => rest.hidden.push(child),
+                None => rest.torn = true,
             }
         }
-        if let Some(parent) = found.entries.get(next) {
+        if let Some(&(parent, threads, is_known)) = found.get(next) {
             next += 1;
-            found.torn |= !parent.has_ended() && !proc.children(parent, &mut listed)?;
+            rest.torn |= !proc.children(parent, threads, &mut listed)? && !is_known;
         } else if none_is_new && asked_again {
-            return Ok(found);
+            return Ok(rest);
         } else {
             // What lost its parent after the root was asked, and before that parent was, is the root's by now.
-            proc.children(root, &mut listed)?;
+            proc.children(root.0, root.1, &mut listed)?;
             asked_again = true;
         }
     }
