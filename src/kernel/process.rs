@@ -47,8 +47,8 @@ impl Stat {
         ProcessId { pid: self.pid, start_ticks: self.start_ticks }
     }
 
-    /// True for one that only waits to be reaped. A process whose main thread ended before its others has the state of a
-    /// zombie too, and runs on.
+    /// True for one that only waits to be reaped. A process whose main thread ended before its others has the state of
+    /// a zombie too, and runs on.
     pub fn has_ended(&self) -> bool {
         matches!(self.state, 'Z' | 'X' | 'x') && self.threads <= 1
     }
@@ -191,8 +191,8 @@ pub fn written_bytes(pid: u32) -> Result<u64, KernelError> {
     parse_colon(&text, "wchar").ok_or_else(|| KernelError::malformed(path, &text))
 }
 
-/// `PID (COMM) STATE PPID …`. The comm may hold any byte, spaces, newlines and parentheses among them, so it ends at the
-/// last parenthesis.
+/// `PID (COMM) STATE PPID …`. The comm may hold any byte, spaces, newlines and parentheses among them, so it ends at
+/// the last parenthesis.
 pub(in crate::kernel) fn parse_stat(text: &[u8]) -> Option<Stat> {
     let (open, close) = (text.iter().position(|b| *b == b'(')?, text.iter().rposition(|b| *b == b')')?);
     let comm = String::from_utf8_lossy(text.get(open + 1..close)?).into_owned();

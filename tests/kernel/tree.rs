@@ -435,9 +435,8 @@ fn a_lost_run_that_ignores_sigterm_is_killed() {
 #[ignore = "prints measurements"]
 fn measure() {
     let sleepers = |n: u32| {
-        format!(
-            "import os, time\nfor i in range({n}):\n    if os.fork() == 0:\n        time.sleep(600)\nopen('ready', 'w')\ntime.sleep(600)"
-        )
+        let fork = "if os.fork() == 0:\n        time.sleep(600)";
+        format!("import os, time\nfor i in range({n}):\n    {fork}\nopen('ready', 'w')\ntime.sleep(600)")
     };
     let timed = |what: &str, mut work: Box<dyn FnMut() -> usize + '_>| {
         let started = Instant::now();

@@ -14,8 +14,8 @@ use crate::model::{ProcessId, RunId, Usage};
 /// A run without its root. See [`super::Members`] for what can be done to it.
 ///
 /// A process is of the run if it was recorded as one, carries the run's mark in its environment, or came to a foster
-/// parent; and so is what is below such a one. What hung below a member only is known by none of these once that has ended
-/// and init has it, so the caller records the members that it finds.
+/// parent; and so is what is below such a one. What hung below a member only is known by none of these once that has
+/// ended and init has it, so the caller records the members that it finds.
 #[derive(Debug, Clone, Copy)]
 pub struct Lost<'a> {
     /// The run, whose mark is `GUARDIAN_RUN_ID=<run>`.
@@ -24,8 +24,8 @@ pub struct Lost<'a> {
     pub root_start_ticks: u64,
     /// Processes that were seen below the root while it lived: pid and start.
     pub recorded: &'a BTreeMap<u32, u64>,
-    /// Those who got the orphans: subreapers above the root (the instance, the client). Each child of theirs that is not
-    /// older than the root and not in `known_children` is of the run.
+    /// Those who got the orphans: subreapers above the root (the instance, the client). Each child of theirs that is
+    /// not older than the root and not in `known_children` is of the run.
     pub foster_parents: &'a [ProcessId],
     /// Children of the foster parents that are not of the run. The caller must have started none since it listed them.
     pub known_children: &'a [u32],
@@ -94,8 +94,8 @@ impl Lost<'_> {
 
 impl Source for Lost<'_> {
     fn visit(&self, proc: &mut Proc, visitor: &mut dyn Visitor) -> Result<Rest, KernelError> {
-        // What forks and ends at once, again and again, is never there long enough to be met after a whole table was read.
-        // It is always a child of the foster parent.
+        // What forks and ends at once, again and again, is never there long enough to be met after a whole table was
+        // read. It is always a child of the foster parent.
         self.foster_children(proc, visitor)?;
         self.members(&Table::read_with(proc)?).iter().try_for_each(|e| visitor.meet(proc, e))?;
         Ok(Rest::default())

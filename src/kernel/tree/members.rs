@@ -1,8 +1,8 @@
 //! What is done to the processes of a run that no cgroup holds: the passes, whichever way its processes are known.
 //!
 //! A pass reads which processes there are now, and signals each that was not met before as soon as it is found. What is
-//! forked meanwhile is met by the next one, so passes go on until one shows none that is new. Nothing here is signalled by number: see
-//! [`signal_if`].
+//! forked meanwhile is met by the next one, so passes go on until one shows none that is new. Nothing here is signalled
+//! by number: see [`signal_if`].
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -16,8 +16,8 @@ use super::procfs::Proc;
 use super::walk::{Rest, Visitor};
 use crate::model::ProcessId;
 
-/// Passes of one kind in a call. One over a few processes takes 50 µs, and what forks and ends at once, again and again,
-/// is met by one of many.
+/// Passes of one kind in a call. One over a few processes takes 50 µs, and what forks and ends at once, again and
+/// again, is met by one of many.
 const MAX_PASSES: usize = 256;
 
 /// How long a kill goes on stopping what it has not met before. A run that forks faster than it is stopped is killed as
@@ -45,24 +45,24 @@ pub trait Source {
 /// What is done to all processes of a run, our own process never among them: an instance or a client can have been
 /// started inside the run that it ends. Ended ones (zombies) are nobody.
 ///
-/// A process of another user, which an unprivileged instance may not signal, is passed over. `Gone` if the root by which
-/// they are known was gone before anything was done.
+/// A process of another user, which an unprivileged instance may not signal, is passed over. `Gone` if the root by
+/// which they are known was gone before anything was done.
 pub trait Members {
     /// Sends SIGTERM, then SIGCONT, to each: a stopped process acts on SIGTERM only then. Gives the number signalled.
     fn terminate(&self) -> Result<u32, KernelError>;
 
     /// Kills each. Gives the number that there were just before.
     ///
-    /// All are stopped first, until none is new: a stopped process does not fork, and does not restart the others that it
-    /// sees dying. One in the middle of a fork is stopped only after it, but SIGKILL ends the fork or comes after it, so
-    /// that a reading after SIGKILL shows every child that there will ever be, and the passes go on for those. One call
-    /// begins nothing new after 250 ms, and kills all that it stopped. The caller calls again until its proof of emptiness
-    /// is there.
+    /// All are stopped first, until none is new: a stopped process does not fork, and does not restart the others that
+    /// it sees dying. One in the middle of a fork is stopped only after it, but SIGKILL ends the fork or comes after
+    /// it, so that a reading after SIGKILL shows every child that there will ever be, and the passes go on for those.
+    /// One call begins no pass after 250 ms, and kills all that it stopped, unless the root dies meanwhile: what is
+    /// stopped then is for [`Lost`](super::Lost) to kill. The caller calls again until its proof of emptiness is there.
     fn kill(&self) -> Result<u32, KernelError>;
 
-    /// Stops each until none is new and none is seen to run, or lets each go on; begins no pass after 250 ms. A parent that
-    /// waits in vfork(2) is in state D until its child is let go on. Unlike a frozen cgroup, processes can be continued by others, and
-    /// what had been stopped before goes on too.
+    /// Stops each until none is new and none is seen to run, or lets each go on; begins no pass after 250 ms. A parent
+    /// that waits in vfork(2) is in state D until its child is let go on. Unlike those in a frozen cgroup, processes
+    /// can be continued by others, and what had been stopped before the freeze goes on with the thaw.
     fn freeze(&self, frozen: bool) -> Result<(), KernelError>;
 
     /// Looks at them for no longer than the budget, lowest pid first. The total counts those too that /proc hides.
@@ -74,7 +74,9 @@ pub trait Members {
 
 impl<S: Source> Members for S {
     fn terminate(&self) -> Result<u32, KernelError> {
-        Passes::new(self, Excluded::Spared).signal(&mut Proc::open()?, &[Signal::TERM, Signal::CONT], MAX_TIME)
+        let mut passes = Passes::new(self, Excluded::Spared);
+        passes.look = Look::AtAll;
+        passes.signal(&mut Proc::open()?, &[Signal::TERM, Signal::CONT], MAX_TIME)
     }
 
     fn kill(&self) -> Result<u32, KernelError> {
@@ -137,7 +139,8 @@ enum Excluded {
 /// What a pass looks at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Look {
-    /// Of those that were met before, only at their children: this halves the time in which others fork.
+    /// Of those that were met before, only at their children: this halves the time in which others fork. Right for what
+    /// was stopped, which makes no more threads.
     AtTheNew,
     AtAll,
 }
@@ -176,8 +179,8 @@ impl<'a, S: Source> Passes<'a, S> {
         Self { source, excluded, look, started, known, met, counted_first: 0, pass, some_run: false }
     }
 
-    /// Signals each process that was not met before, and goes on with this until none is new or the time since the start
-    /// is over. Gives the number signalled.
+    /// Signals each process that was not met before, and goes on with this until none is new or the time since the
+    /// start is over. Gives the number signalled.
     fn signal(&mut self, proc: &mut Proc, signals: &'a [Signal], within: Duration) -> Result<u32, KernelError> {
         let mut signalled = 0;
         for _ in 0..MAX_PASSES {
@@ -186,14 +189,17 @@ impl<'a, S: Source> Passes<'a, S> {
             self.some_run = false;
             let visited = self.source.visit(proc, self);
             signalled += self.pass.signalled;
+            if is_first {
+                self.counted_first = self.pass.counted;
+            }
             let rest = match visited {
-                // After the run was signalled, its root may have exited because nothing was left below it.
-                Err(e) if e.is_gone() && !is_first => return Ok(signalled),
+                // The root may have exited because nothing was left below it, as soon as the run was signalled.
+                Err(e) if e.is_gone() && !self.known.is_empty() => return Ok(signalled),
                 visited => visited?,
             };
             if is_first {
                 let hidden = rest.hidden.iter().filter(|pid| counts(self.source, **pid)).count();
-                self.counted_first = self.pass.counted.saturating_add(u32::try_from(hidden).unwrap_or(u32::MAX));
+                self.counted_first = self.counted_first.saturating_add(u32::try_from(hidden).unwrap_or(u32::MAX));
             }
             if self.pass.new == 0 && !rest.torn || self.started.elapsed() > within {
                 break;
@@ -219,6 +225,10 @@ impl<'a, S: Source> Passes<'a, S> {
 impl<S: Source> Visitor for Passes<'_, S> {
     fn knows(&self, pid: u32) -> Option<u32> {
         self.met.get(&pid).filter(|_| self.look == Look::AtTheNew).map(|(_, threads)| *threads)
+    }
+
+    fn has_met(&self, pid: u32) -> bool {
+        self.met.contains_key(&pid)
     }
 
     fn meet(&mut self, proc: &mut Proc, process: &Stat) -> Result<(), KernelError> {

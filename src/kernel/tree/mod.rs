@@ -42,7 +42,7 @@ const MAX_RETRIES: usize = 8;
 pub struct Tree<'a> {
     /// The subreaper.
     pub root: ProcessId,
-    /// The same, held: as long as it lives, the pid is its own.
+    /// The same, held: as long as it has not exited, the pid is its own.
     pub pidfd: BorrowedFd<'a>,
     /// Pids below the root that are part of the containment and not of the run, as the init of a PID namespace is.
     pub excluded: &'a [u32],
@@ -50,8 +50,8 @@ pub struct Tree<'a> {
 
 impl Tree<'_> {
     /// What the run uses, from a table that serves all runs. CPU time: of its processes, of what these have waited for,
-    /// and of what the root has. Memory: the resident memory of each, so that what they share counts for each. `Gone` if
-    /// the root is not in the table.
+    /// and of what the root has. Memory: the resident memory of each, so that what they share counts for each. `Gone`
+    /// if the root is not in the table.
     pub fn sample(&self, table: &Table) -> Result<Usage, KernelError> {
         let root = self.root_in(table)?;
         Ok(counters::usage(root.waited_cpu_ticks, self.processes(table)))
@@ -60,9 +60,9 @@ impl Tree<'_> {
     /// The bytes that the run has moved, from `/proc/PID/io` of each process and of the root.
     ///
     /// The kernel adds the bytes of a process to those of the parent that waits for it, as it does with CPU time, but
-    /// does not keep them apart there. So the root's own must be taken off: `own` is what [`process::io`] said of the root
-    /// when it was ready to start the command, and had started nothing. What it reads and writes later counts as the
-    /// run's; a root that is spoken to meanwhile should `send(2)` and `recv(2)`, which are not counted.
+    /// does not keep them apart there. So the root's own must be taken off: `own` is what [`process::io`] said of the
+    /// root when it was ready to start the command, and had started nothing. What it reads and writes later counts as
+    /// the run's; a root that is spoken to meanwhile should `send(2)` and `recv(2)`, which are not counted.
     pub fn io(&self, table: &Table, own: Io) -> Result<Io, KernelError> {
         self.root_in(table)?;
         let now = process::io(self.root.pid).unwrap_or(own);

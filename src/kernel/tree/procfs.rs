@@ -1,4 +1,5 @@
-//! /proc, held open: its numbers, and `stat` and `children` of a process, read with as few system calls as there can be.
+//! /proc, held open: its numbers, and `stat` and `children` of a process, read with as few system calls as there can
+//! be.
 
 use std::fmt::Write as _;
 use std::mem::MaybeUninit;
@@ -55,8 +56,8 @@ impl Proc {
         numbers(&self.dir).map_err(|e| KernelError::from_errno("read", "/proc", e))
     }
 
-    /// Adds the children of a process of so many threads; each is the child of one of these. False if it is gone or hidden, or if the kernel was
-    /// built without CONFIG_PROC_CHILDREN.
+    /// Adds the children of a process of so many threads; each is the child of one of these. False if it is gone or
+    /// hidden, or if the kernel was built without CONFIG_PROC_CHILDREN.
     pub(super) fn children(&mut self, pid: u32, threads: u32, into: &mut Vec<u32>) -> Result<bool, KernelError> {
         if threads <= 1 {
             return self.children_of_thread(pid, pid, into);

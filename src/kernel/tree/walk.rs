@@ -32,6 +32,9 @@ pub trait Visitor {
     /// The number of threads of a process that needs no second look: only its children are asked for.
     fn knows(&self, pid: u32) -> Option<u32>;
 
+    /// True for one that was met by an earlier reading. That it goes away is no surprise.
+    fn has_met(&self, pid: u32) -> bool;
+
     /// A process that it does not know, ended or not. Its children are asked for afterwards.
     fn meet(&mut self, proc: &mut Proc, process: &Stat) -> Result<(), KernelError>;
 }
@@ -39,6 +42,10 @@ pub trait Visitor {
 impl Visitor for Vec<Stat> {
     fn knows(&self, _: u32) -> Option<u32> {
         None
+    }
+
+    fn has_met(&self, _: u32) -> bool {
+        false
     }
 
     fn meet(&mut self, _: &mut Proc, process: &Stat) -> Result<(), KernelError> {
@@ -68,7 +75,7 @@ pub(super) fn visit(proc: &mut Proc, root: u32, visitor: &mut dyn Visitor) -> Re
     }
 }
 
-pub(super) fn from_table(proc: &mut Proc, root: u32, visitor: &mut dyn Visitor) -> Result<Rest, KernelError> {
+fn from_table(proc: &mut Proc, root: u32, visitor: &mut dyn Visitor) -> Result<Rest, KernelError> {
     let table = Table::read_with(proc)?;
     table.below(root).into_iter().try_for_each(|e| visitor.meet(proc, e))?;
     Ok(Rest::default())
@@ -92,20 +99,21 @@ fn below(
                 found.push((child, threads, true));
                 continue;
             }
+            let was_met = visitor.has_met(child);
             match proc.stat(child)? {
                 Some(stat) => {
                     visitor.meet(proc, &stat)?;
                     if !stat.has_ended() {
-                        found.push((child, stat.threads, false));
+                        found.push((child, stat.threads, was_met));
                     }
                 }
                 None if is_hidden(child) => rest.hidden.push(child),
-                None => rest.torn = true,
+                None => rest.torn |= !was_met,
             }
         }
-        if let Some(&(parent, threads, is_known)) = found.get(next) {
+        if let Some(&(parent, threads, was_met)) = found.get(next) {
             next += 1;
-            rest.torn |= !proc.children(parent, threads, &mut listed)? && !is_known;
+            rest.torn |= !proc.children(parent, threads, &mut listed)? && !was_met;
         } else if none_is_new && asked_again {
             return Ok(rest);
         } else {
@@ -113,5 +121,28 @@ fn below(
             proc.children(root.0, root.1, &mut listed)?;
             asked_again = true;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_that_lists_no_children_is_read_whole() {
+        let me = std::process::id();
+        let mut proc = Proc::open().unwrap();
+        let parent = proc.stat(me).unwrap().unwrap().ppid;
+        let (mut walked, mut read) = (Vec::new(), Vec::new());
+        visit(&mut proc, parent, &mut walked).unwrap();
+        from_table(&mut proc, parent, &mut read).unwrap();
+        assert!(walked.iter().any(|e| e.pid == me) && read.iter().any(|e| e.pid == me));
+    }
+
+    #[test]
+    fn below_a_process_that_was_reaped_is_nothing() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        child.wait().unwrap();
+        assert!(descendants(child.id()).unwrap_err().is_gone());
     }
 }
