@@ -1,6 +1,6 @@
 //! Runs below a subreaper, on the real kernel. Needs python3 and no right at all.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -103,15 +103,15 @@ impl Contained {
         self.root.try_wait().unwrap().is_some_and(|status| status.success())
     }
 
-    /// Kills every 10 ms until the root says that it has no child; gives the number of calls that it took.
+    /// Kills every 10 ms until the root says that it has no child; gives the number of calls that had something new to
+    /// kill. (What was sent SIGKILL is there until it had its turn of the processor.)
     fn kill(&mut self) -> u32 {
-        let (deadline, mut calls) = (Instant::now() + PATIENCE, 0);
+        let (deadline, mut calls, mut seen) = (Instant::now() + PATIENCE, 0, HashSet::new());
         while !self.is_empty() {
             assert!(Instant::now() < deadline, "left: {:?}", self.tree().evidence(PATIENCE));
-            match self.tree().kill() {
-                Ok(present) => calls += u32::from(present > 0),
-                Err(e) => assert!(e.is_gone(), "{e}"),
-            }
+            let present = descendants(self.root.id()).map(|reading| reading.entries).unwrap_or_default();
+            calls += u32::from(any_is_new(&present, &mut seen));
+            self.tree().kill().map_or_else(|e| assert!(e.is_gone(), "{e}"), drop);
             let next = Instant::now() + Duration::from_millis(10);
             until("it is empty, or time for the next call", || self.is_empty() || Instant::now() > next);
         }
@@ -137,6 +137,10 @@ fn marked(run: RunId) -> Vec<ProcessId> {
 
 fn end(processes: &[ProcessId]) {
     processes.iter().flat_map(|id| process::open_known(*id)).for_each(|fd| drop(process::signal(fd, Signal::KILL)));
+}
+
+fn any_is_new(present: &[Entry], seen: &mut HashSet<ProcessId>) -> bool {
+    present.iter().filter(|e| !e.has_ended() && seen.insert(e.id())).count() > 0
 }
 
 fn alive(pid: u32) -> bool {
@@ -419,9 +423,10 @@ fn a_lost_run_that_ignores_sigterm_is_killed() {
     let terminated = lost.terminate().unwrap();
     assert!(terminated >= 400, "{terminated}");
     assert!(lost.populated().unwrap());
-    let (mut calls, started) = (0, Instant::now());
+    let (mut calls, mut seen, started) = (0, HashSet::new(), Instant::now());
     until("it is empty", || {
-        calls += u32::from(lost.kill().unwrap() > 0);
+        calls += u32::from(any_is_new(&lost.members(&Table::read().unwrap()), &mut seen));
+        lost.kill().unwrap();
         std::thread::sleep(Duration::from_millis(10));
         !lost.populated().unwrap()
     });
