@@ -8,7 +8,7 @@
 //!       run_0123456789ab/      a run, marked with user.guardian.run = "KEY RUN BOOT"
 //! ```
 //!
-//! Owns the choice of the base, the subtree, the marks, and attaching processes. A directory counts as a run's only if
+//! Owns the choice of the base, the subtree, and attaching processes. A directory counts as a run's only if
 //! inode or mark prove it; what cannot be proved is not killed.
 
 use std::fs;
@@ -18,17 +18,15 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use rustix::buffer::spare_capacity;
-use rustix::fs::{Access, AtFlags, CWD, Mode, XattrFlags, accessat, fgetxattr, fsetxattr, getxattr, mkdirat};
+use rustix::fs::{Access, AtFlags, CWD, Mode, accessat, getxattr, mkdirat};
 use rustix::io::Errno;
 
 use super::limits;
+use super::mark::Owner;
 use crate::kernel::cgroup::{CgroupDir, parse_pids};
 use crate::kernel::mount::{self, Cgroup2Mount};
 use crate::kernel::{Created, KernelError, process};
 use crate::model::{CgroupIdentity, ProcessId, Resources, RunId};
-
-/// The extended attribute that marks a run's directory. cgroup2 takes `user.` attributes since Linux 5.7.
-const MARK: &str = "user.guardian.run";
 
 /// What holds the subtrees of all instances, where the tree is ours.
 const BASE: &str = "guardian";
@@ -65,9 +63,7 @@ pub struct Subtree {
     chain: Vec<PathBuf>,
     /// The base, if systemd delegated it: what is in it may be moved about below it.
     delegated: Option<PathBuf>,
-    key: String,
-    boot_id: String,
-    use_user_xattrs: bool,
+    owner: Owner,
     /// The cgroup that the instance was started in.
     home: Option<PathBuf>,
 }
@@ -110,9 +106,7 @@ impl Subtree {
             dir: CgroupDir::open(path)?,
             chain,
             delegated: has_delegate_mark(&base).then_some(base),
-            key: options.key.clone(),
-            boot_id: boot_id.to_owned(),
-            use_user_xattrs: options.use_user_xattrs,
+            owner: Owner::new(&options.key, boot_id, options.use_user_xattrs),
             home: process::cgroup(std::process::id()).ok().and_then(|cgroup| mount.directory_of(&cgroup)),
             mount,
         };
@@ -208,10 +202,7 @@ impl Subtree {
             Err(e) => return Err(self.error("make", &name, e)),
         }
         let cgroup = self.dir.child(name.as_ref())?;
-        if self.use_user_xattrs {
-            // Kernels before 5.7 say EOPNOTSUPP. Without the mark the recorded inode alone proves the directory ours.
-            let _ = fsetxattr(&cgroup, MARK, self.mark(run).as_bytes(), XattrFlags::empty());
-        }
+        self.owner.mark(run, &cgroup);
         Ok(self.limit(cgroup, resources))
     }
 
@@ -224,28 +215,12 @@ impl Subtree {
     /// Opens the cgroup of a run from an earlier instance, if inode or mark prove that it is that one. That instance
     /// may have had another base, such as another scope of systemd: then the run is where it was recorded.
     pub fn reopen(&self, run: RunId, known: Option<&CgroupIdentity>) -> Result<CgroupDir, KernelError> {
-        let inode = known.map(|k| k.inode);
         let cgroup = match (self.dir.child(run.to_string().as_ref()), known) {
             (Err(e), Some(known)) if e.is_gone() => CgroupDir::open(&known.path)?,
             (here, _) => here?,
         };
-        let not_ours = |why| KernelError::NotOurs { what: format!("cgroup {}", cgroup.path().display()), why };
-        if let Some(inode) = inode.filter(|i| *i != cgroup.inode()) {
-            return Err(not_ours(format!("its inode is {}, not {inode}", cgroup.inode())));
-        }
-        let found = if self.use_user_xattrs { read_mark(&cgroup) } else { None };
-        match found {
-            Some(found) if found != self.mark(run).as_bytes() => {
-                Err(not_ours(format!("it is marked {:?}", String::from_utf8_lossy(&found))))
-            }
-            None if inode.is_none() => Err(not_ours("it has no mark, and its inode was not recorded".to_owned())),
-            _ => Ok(cgroup),
-        }
-    }
-
-    /// The boot id is part of the mark because run ids and inodes say nothing across a reboot.
-    fn mark(&self, run: RunId) -> String {
-        format!("{} {run} {}", self.key, self.boot_id)
+        self.owner.prove(run, &cgroup, known.map(|k| k.inode))?;
+        Ok(cgroup)
     }
 
     /// The runs that have a directory here.
@@ -294,12 +269,6 @@ impl Subtree {
             }),
         }
     }
-}
-
-fn read_mark(cgroup: &CgroupDir) -> Option<Vec<u8>> {
-    let mut mark = Vec::with_capacity(256);
-    fgetxattr(cgroup, MARK, spare_capacity(&mut mark)).ok()?;
-    Some(mark)
 }
 
 /// The key is a directory's name beside those of other instances, and a word of the mark.

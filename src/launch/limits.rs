@@ -21,24 +21,32 @@ const ROOM_ATTEMPTS: usize = 8;
 /// Moves the processes that are in a cgroup itself into one below it; gives false where that is not ours to do.
 pub(super) type MakeRoom<'a> = &'a dyn Fn(&Path) -> Result<bool, KernelError>;
 
-/// One limit: the controller that enforces it, its name in the configuration, and its value for a person.
+/// One limit: the controller that enforces it and in which file, its name in the configuration, and its value for a
+/// person.
 struct Wanted {
     controller: &'static str,
+    file: &'static str,
     limit: &'static str,
     value: String,
 }
 
+impl Wanted {
+    fn notice(&self, why: &str) -> String {
+        format!("{} of {} cannot be enforced: {why}", self.limit, self.value)
+    }
+}
+
 fn wanted(resources: &Resources) -> Vec<Wanted> {
     let mut all = Vec::new();
-    let mut want = |controller, limit, value| all.push(Wanted { controller, limit, value });
+    let mut want = |controller, file, limit, value| all.push(Wanted { controller, file, limit, value });
     if let Some(bytes) = resources.memory_max_bytes {
-        want("memory", "memory_max", format!("{bytes} bytes"));
+        want("memory", "memory.max", "memory_max", format!("{bytes} bytes"));
     }
     if let Some(tasks) = resources.tasks_max {
-        want("pids", "tasks_max", format!("{tasks} tasks"));
+        want("pids", "pids.max", "tasks_max", format!("{tasks} tasks"));
     }
     if let Some(percent) = resources.cpu_max_percent {
-        want("cpu", "cpu_max", format!("{percent} % of a core"));
+        want("cpu", "cpu.max", "cpu_max", format!("{percent} % of a core"));
     }
     all
 }
@@ -50,10 +58,18 @@ pub(super) fn apply(chain: &[PathBuf], run: &CgroupDir, resources: &Resources, m
     for want in wanted(resources) {
         let done = enable(chain, want.controller, make_room).and_then(|()| set(run, resources, want.controller));
         if let Err(why) = done {
-            notices.push(format!("{} of {} cannot be enforced: {why}", want.limit, want.value));
+            notices.push(want.notice(&why));
         }
     }
     notices
+}
+
+/// Gives a sentence for each limit that is not in force on a run's cgroup, which somebody else has set; `why` says what
+/// keeps the controller from it.
+pub(super) fn unmet(run: &CgroupDir, resources: &Resources, why: impl Fn(&str) -> String) -> Vec<String> {
+    let in_force = |want: &Wanted| run.read(want.file).is_ok_and(|text| !text.starts_with("max"));
+    let unmet = wanted(resources).into_iter().filter(|want| !in_force(want));
+    unmet.map(|want| want.notice(&why(want.controller))).collect()
 }
 
 /// A controller reaches a cgroup only if every cgroup above enables it for its children.

@@ -1,0 +1,271 @@
+//! One scope: what is asked of the manager, and the proof that the process is in it.
+
+use std::future::poll_fn;
+use std::io;
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::pin::Pin;
+use std::time::Duration;
+
+use zbus::export::futures_core::Stream as _;
+use zbus::{Connection, MatchRule, MessageStream, ObjectPath, OwnedObjectPath, Variant};
+
+use super::bus::{self, MANAGER, MANAGER_PATH, Object, SYSTEMD, THE_MANAGER, call};
+use super::{Scope, names};
+use crate::kernel::cgroup::CgroupDir;
+use crate::kernel::mount::Cgroup2Mount;
+use crate::kernel::{KernelError, process};
+use crate::launch::limits;
+use crate::launch::mark::Owner;
+use crate::model::{Resources, RunId};
+
+/// The time that a start may take, all of it.
+const START: Duration = Duration::from_secs(5);
+
+/// `infinity` of a limit.
+const INFINITY: u64 = u64::MAX;
+
+/// Up to here a scope had no `OOMPolicy`, and was left alone when one of its processes was killed for memory.
+const WITHOUT_OOM_POLICY: u32 = 251;
+
+/// The longest description, in characters. systemd keeps it, and writes it on one line.
+const DESCRIPTION_MAX: usize = 200;
+
+/// The signals of one unit that may wait: a start and a stop.
+const QUEUE: NonZeroUsize = NonZeroUsize::MIN.saturating_add(7);
+
+/// What a scope is made for.
+pub(super) struct Wanted {
+    pub run: RunId,
+    pub workflow: String,
+    pub description: String,
+    pub pid: u32,
+    pub resources: Resources,
+}
+
+impl Wanted {
+    /// The properties of the unit: a fixed list, of which nothing but values comes from the caller.
+    fn properties(&self, version: u32) -> Vec<(&'static str, Variant<'static>)> {
+        let mut all = vec![
+            ("PIDs", Variant::from(vec![self.pid])),
+            ("Slice", names::slice(&self.workflow).into()),
+            ("Description", one_line(&self.description).into()),
+            // A scope whose processes were killed is `failed` to some versions: nobody is to reset it.
+            ("CollectMode", "inactive-or-failed".into()),
+            // Usage is read from the cgroup, so the controllers are wanted whatever the host's defaults are.
+            ("MemoryAccounting", true.into()),
+            ("TasksAccounting", true.into()),
+            // No limit is no limit: the manager's default for units is meant for services, and a shell has none.
+            ("TasksMax", self.resources.tasks_max.unwrap_or(INFINITY).into()),
+        ];
+        if version > WITHOUT_OOM_POLICY {
+            // The default is `stop`: systemd would end the run when one of its processes is killed for memory.
+            all.push(("OOMPolicy", "continue".into()));
+        }
+        if let Some(bytes) = self.resources.memory_max_bytes {
+            all.push(("MemoryMax", bytes.into()));
+        }
+        if let Some(percent) = self.resources.cpu_max_percent {
+            // Microseconds in each second.
+            all.push(("CPUQuotaPerSecUSec", (u64::from(percent) * 10_000).into()));
+        }
+        all
+    }
+}
+
+/// systemd writes the description into a unit file as it is, where a line feed would begin another setting.
+fn one_line(text: &str) -> String {
+    text.chars().take(DESCRIPTION_MAX).map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// What a start needs of its surroundings.
+pub(super) struct Surroundings<'a> {
+    pub version: u32,
+    pub mount: &'a Cgroup2Mount,
+    pub owner: &'a Owner,
+}
+
+/// Starts a scope with the process in it, or says why not, within the deadline.
+pub(super) async fn start(bus: &Connection, wanted: &Wanted, around: Surroundings<'_>) -> Result<Scope, KernelError> {
+    let unit = names::scope(wanted.run);
+    let mut step = "let us listen";
+    let started = tokio::time::timeout(START, start_unit(bus, &unit, wanted, &around, &mut step)).await;
+    let cgroup = started.unwrap_or_else(|_| {
+        let why = format!("the systemd manager did not {step} in {} s", START.as_secs());
+        Err(failed(&unit, io::Error::new(io::ErrorKind::TimedOut, why)))
+    })?;
+    around.owner.mark(wanted.run, &cgroup);
+    let notices = limits::unmet(&cgroup, &wanted.resources, |controller| unavailable(&cgroup, controller));
+    Ok(Scope { unit, cgroup, notices })
+}
+
+async fn start_unit(
+    bus: &Connection,
+    unit: &str,
+    wanted: &Wanted,
+    around: &Surroundings<'_>,
+    step: &mut &'static str,
+) -> Result<CgroupDir, KernelError> {
+    let refused = |e: zbus::Error| from_bus(unit, &e);
+    // Before the call, so that the end of its job is not missed. Of this unit only: a stream that nobody reads would
+    // hold up the connection, and the jobs of all other units are not our business.
+    let rule = MatchRule::builder()
+        .msg_type(zbus::message::Type::Signal)
+        .sender(SYSTEMD)
+        .path(MANAGER_PATH)
+        .interface(MANAGER)
+        .member("JobRemoved")
+        .arg(2, unit.to_owned())
+        .build()
+        .map_err(refused)?;
+    // Each time: a manager that was restarted meanwhile knows nothing of those who had subscribed.
+    let (signals, _) = tokio::join!(
+        MessageStream::for_match_rule(rule, bus, Some(QUEUE)),
+        call::<_, ()>(bus, THE_MANAGER, "Subscribe", &())
+    );
+    let mut signals = signals.map_err(refused)?;
+
+    *step = "take the scope";
+    let auxiliary: Vec<(&str, Vec<(&str, Variant<'_>)>)> = Vec::new();
+    let body = (unit, "fail", wanted.properties(around.version), auxiliary);
+    let job: OwnedObjectPath = call(bus, THE_MANAGER, "StartTransientUnit", &body).await.map_err(refused)?;
+
+    *step = "start the scope";
+    match job_result(&mut signals, &job).await.map_err(refused)?.as_str() {
+        "done" => {}
+        // The job fails when the process has ended: there is nothing to put into the scope.
+        _ if process::stat(wanted.pid).is_err() => return Err(gone(wanted.pid)),
+        result => return Err(failed(unit, io::Error::other(format!("systemd could not start it (result: {result})")))),
+    }
+
+    *step = "tell the scope's cgroup";
+    let path: OwnedObjectPath = call(bus, THE_MANAGER, "GetUnit", &(unit,)).await.map_err(refused)?;
+    let scope = Object { name: SYSTEMD, path: path.as_str(), interface: "org.freedesktop.systemd1.Scope" };
+    let cgroup = bus::property(bus, scope, "ControlGroup").await.map_err(refused)?;
+    prove(Path::new(&cgroup), wanted.pid, around.mount)
+}
+
+/// Waits for the end of a job.
+async fn job_result(signals: &mut MessageStream, job: &ObjectPath<'_>) -> zbus::Result<String> {
+    while let Some(signal) = poll_fn(|cx| Pin::new(&mut *signals).poll_next(cx)).await {
+        let signal = signal?;
+        let (_, ended, _, result): (u32, OwnedObjectPath, String, String) = signal.body().deserialize()?;
+        if ended.as_str() == job.as_str() {
+            return Ok(result);
+        }
+    }
+    Err(zbus::Error::InputOutput(io::Error::from(io::ErrorKind::ConnectionReset).into()))
+}
+
+/// Opens the scope's cgroup, and checks that the process is in it: another start with the same process would have taken
+/// it away without a word (systemd #26925).
+fn prove(cgroup: &Path, pid: u32, mount: &Cgroup2Mount) -> Result<CgroupDir, KernelError> {
+    let directory = mount.directory_of(cgroup).filter(|_| !cgroup.as_os_str().is_empty());
+    // No cgroup any more: the process has ended, and its scope with it.
+    let dir = CgroupDir::open(directory.ok_or_else(|| gone(pid))?)?;
+    let found = process::cgroup(pid)?;
+    dir.verify()?;
+    match found == cgroup {
+        true => Ok(dir),
+        false => Err(KernelError::NotOurs {
+            what: format!("process {pid}"),
+            why: format!("it is in cgroup {}, not {}", found.display(), cgroup.display()),
+        }),
+    }
+}
+
+fn unavailable(cgroup: &CgroupDir, controller: &str) -> String {
+    format!(
+        "the {controller} controller is not available in {}; let root type `systemctl edit user@.service`, write \
+         [Service] and Delegate=cpu cpuset io memory pids, and log in again; on a host that gives it to cgroup v1, boot \
+         with systemd.unified_cgroup_hierarchy=1",
+        cgroup.path().display()
+    )
+}
+
+fn gone(pid: u32) -> KernelError {
+    KernelError::Gone { what: format!("process {pid}") }
+}
+
+/// A start that failed, with its cause.
+pub(super) fn failed(unit: &str, source: io::Error) -> KernelError {
+    KernelError::Io { op: "start", what: unit.to_owned(), source }
+}
+
+fn from_bus(unit: &str, error: &zbus::Error) -> KernelError {
+    let is = |name: &str| matches!(error, zbus::Error::MethodError(n, ..) if n.as_str().strip_prefix("org.freedesktop.systemd1.") == Some(name));
+    if is("UnitExists") {
+        return KernelError::Busy { what: unit.to_owned() };
+    }
+    // The scope was there and is not: all that was in it has ended.
+    if is("NoSuchUnit") {
+        return KernelError::Gone { what: unit.to_owned() };
+    }
+    failed(unit, io::Error::other(format!("the systemd manager: {}", bus::reason(error))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wanted(resources: Resources) -> Wanted {
+        Wanted {
+            run: "run_0123456789ab".parse().unwrap(),
+            workflow: "a-b".to_owned(),
+            description: "Run run_0123456789ab of a-b".to_owned(),
+            pid: 4711,
+            resources,
+        }
+    }
+
+    fn texts(resources: Resources, version: u32) -> Vec<String> {
+        let properties = wanted(resources).properties(version);
+        properties.iter().map(|(name, value)| format!("{name} {} {value}", value.value_signature())).collect()
+    }
+
+    const ALWAYS: [&str; 6] = [
+        "PIDs au [uint32 4711]",
+        "Slice s \"guardian-a\\\\x2db.slice\"",
+        "Description s \"Run run_0123456789ab of a-b\"",
+        "CollectMode s \"inactive-or-failed\"",
+        "MemoryAccounting b true",
+        "TasksAccounting b true",
+    ];
+
+    #[test]
+    fn a_scope_without_limits_has_none() {
+        let rest = ["TasksMax t uint64 18446744073709551615", "OOMPolicy s \"continue\""];
+        assert_eq!(texts(Resources::default(), 257), [&ALWAYS[..], &rest[..]].concat());
+    }
+
+    #[test]
+    fn limits_become_properties_in_the_units_of_systemd() {
+        let all = Resources { memory_max_bytes: Some(2 << 30), tasks_max: Some(50), cpu_max_percent: Some(150) };
+        let rest = ["TasksMax t uint64 50", "MemoryMax t uint64 2147483648", "CPUQuotaPerSecUSec t uint64 1500000"];
+        // Versions that have no OOM policy for scopes refuse it.
+        assert_eq!(texts(all, 249), [&ALWAYS[..], &rest[..]].concat());
+    }
+
+    #[test]
+    fn a_description_cannot_write_settings() {
+        assert_eq!(one_line("a\n[Scope]\nRuntimeMaxSec=1\u{7}"), "a [Scope] RuntimeMaxSec=1 ");
+        assert_eq!(one_line(&"é".repeat(1000)).chars().count(), DESCRIPTION_MAX);
+    }
+
+    #[test]
+    fn a_process_that_is_elsewhere_is_not_taken_for_contained() {
+        let Ok(mount) = crate::kernel::mount::find() else { return eprintln!("SKIPPED: cgroup2 is not mounted") };
+        let own = process::cgroup(std::process::id()).unwrap();
+        if mount.directory_of(&own).is_some_and(|dir| dir.exists()) {
+            prove(&own, std::process::id(), &mount).unwrap();
+        }
+        let error = prove(Path::new("/no/such.scope"), std::process::id(), &mount).unwrap_err();
+        assert!(error.is_gone(), "{error}");
+        assert!(prove(Path::new(""), std::process::id(), &mount).unwrap_err().is_gone());
+        // Of two cgroups the process is in one.
+        if own != Path::new("/") {
+            let error = prove(Path::new("/"), std::process::id(), &mount).unwrap_err();
+            assert!(matches!(error, KernelError::NotOurs { .. }), "{error}");
+        }
+    }
+}
