@@ -9,8 +9,11 @@
 //!
 //! Owns the connection to the manager, the names of units, and the properties that a scope is started with. The engine's
 //! thread never waits for D-Bus: it asks, and is told. A scope's cgroup is a cgroup as any other: it is watched, sampled
-//! and killed through its directory, never through systemd. Once it is empty, systemd removes it, within milliseconds
-//! and unasked.
+//! and killed through its directory, never through systemd.
+//!
+//! The end is systemd's: it watches the cgroup, and when that becomes empty it removes the directory and forgets the unit,
+//! within milliseconds. *We never remove the directory*: were we first, systemd's watch would end with it, and the unit
+//! would stay for ever (M with 252 and 257). What is empty and still there is given up by [`Manager::collect`].
 
 mod absent;
 mod bus;
@@ -116,9 +119,14 @@ pub struct Scope {
 /// The user's systemd manager.
 #[derive(Debug)]
 pub struct Manager {
-    requests: mpsc::UnboundedSender<ScopeRequest>,
+    requests: mpsc::UnboundedSender<Request>,
     place: Place,
     wake: WakeFn,
+}
+
+enum Request {
+    Start(ScopeRequest),
+    Collect(RunId),
 }
 
 #[derive(Clone)]
@@ -186,11 +194,18 @@ impl Manager {
 
     /// Asks for a scope, in 5 s at most, or 7 if the bus has to be connected to anew. Returns at once.
     pub fn start_scope(&self, request: ScopeRequest) {
-        if let Err(mpsc::error::SendError(request)) = self.requests.send(request) {
+        if let Err(mpsc::error::SendError(Request::Start(request))) = self.requests.send(Request::Start(request)) {
             let unit = names::scope(request.run);
             (request.done)(Err(scope::failed(&unit, io::Error::other("the thread for it has ended"))));
             (self.wake.0)();
         }
+    }
+
+    /// Makes systemd give up the scope of a run, if no process is in it. Returns at once; the directory goes when it is
+    /// done. For one that is empty and has not gone by itself; one that has is left in peace.
+    pub fn collect(&self, run: RunId) {
+        // Without the thread the scope stays until the next instance lists it.
+        let _ = self.requests.send(Request::Collect(run));
     }
 
     /// The scopes of runs, of whichever instance, with their directories. Read from the cgroups alone.
@@ -235,23 +250,44 @@ struct Link {
 
 impl Link {
     /// Serves until the manager is dropped. Starts go on side by side.
-    async fn serve(self: Arc<Self>, mut incoming: mpsc::UnboundedReceiver<ScopeRequest>, wake: Wake) {
-        while let Some(ScopeRequest { run, workflow, description, pid, resources, done }) = incoming.recv().await {
+    async fn serve(self: Arc<Self>, mut incoming: mpsc::UnboundedReceiver<Request>, wake: Wake) {
+        while let Some(request) = incoming.recv().await {
             let (link, wake) = (self.clone(), wake.clone());
             tokio::spawn(async move {
-                done(link.start(Wanted { run, workflow, description, pid, resources }).await);
-                wake();
+                match request {
+                    Request::Start(request) => link.start(request, &wake).await,
+                    Request::Collect(run) => link.collect(run).await,
+                }
             });
         }
     }
 
-    async fn start(&self, wanted: Wanted) -> Result<Scope, KernelError> {
-        let connection = self
-            .connection()
-            .await
-            .map_err(|absent| scope::failed(&names::scope(wanted.run), io::Error::other(absent.to_string())))?;
+    async fn start(&self, request: ScopeRequest, wake: &Wake) {
+        let ScopeRequest { run, workflow, description, pid, resources, done } = request;
+        let unit = names::scope(run);
+        let connection = match self.connection().await {
+            Ok(connection) => connection,
+            Err(absent) => {
+                done(Err(scope::failed(&unit, io::Error::other(absent.to_string()))));
+                return wake();
+            }
+        };
+        let wanted = Wanted { run, workflow, description, pid, resources };
         let around = Surroundings { version: self.place.version, mount: &self.mount, owner: &self.owner };
-        scope::start(&connection, &wanted, around).await
+        let started = scope::start(&connection, &wanted, around).await;
+        // Of the same name as another's, it is that other's.
+        let is_left = matches!(&started, Err(e) if !matches!(e, KernelError::Busy { .. }));
+        done(started);
+        wake();
+        if is_left {
+            self.collect(run).await;
+        }
+    }
+
+    async fn collect(&self, run: RunId) {
+        if let Ok(connection) = self.connection().await {
+            scope::collect(&connection, &names::scope(run), &self.mount).await;
+        }
     }
 
     async fn connection(&self) -> Result<Connection, Absent> {

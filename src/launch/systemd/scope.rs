@@ -12,7 +12,7 @@ use zbus::{Connection, MatchRule, MessageStream, ObjectPath, OwnedObjectPath, Va
 
 use super::bus::{self, MANAGER, MANAGER_PATH, Object, SYSTEMD, THE_MANAGER, call};
 use super::{Scope, names};
-use crate::kernel::cgroup::CgroupDir;
+use crate::kernel::cgroup::{CgroupDir, parse_populated};
 use crate::kernel::mount::Cgroup2Mount;
 use crate::kernel::{KernelError, process};
 use crate::launch::limits;
@@ -21,6 +21,9 @@ use crate::model::{Resources, RunId};
 
 /// The time that a start may take, all of it.
 const START: Duration = Duration::from_secs(5);
+
+/// The time that systemd is waited for until it can give up a scope. Nobody waits for that.
+const COLLECT: Duration = Duration::from_secs(60);
 
 /// `infinity` of a limit.
 const INFINITY: u64 = u64::MAX;
@@ -88,12 +91,14 @@ pub(super) struct Surroundings<'a> {
 /// Starts a scope with the process in it, or says why not, within the deadline.
 pub(super) async fn start(bus: &Connection, wanted: &Wanted, around: Surroundings<'_>) -> Result<Scope, KernelError> {
     let unit = names::scope(wanted.run);
-    let mut step = "let us listen";
+    let mut step = "take the subscription to its jobs";
     let started = tokio::time::timeout(START, start_unit(bus, &unit, wanted, &around, &mut step)).await;
-    let cgroup = started.unwrap_or_else(|_| {
+    let started = started.unwrap_or_else(|_| {
         let why = format!("the systemd manager did not {step} in {} s", START.as_secs());
         Err(failed(&unit, io::Error::new(io::ErrorKind::TimedOut, why)))
-    })?;
+    });
+    // A process that has ended is what matters, whatever else went wrong because of it.
+    let cgroup = started.map_err(|e| if has_ended(wanted.pid) { gone(wanted.pid) } else { e })?;
     around.owner.mark(wanted.run, &cgroup);
     let notices = limits::unmet(&cgroup, &wanted.resources, |controller| unavailable(&cgroup, controller));
     Ok(Scope { unit, cgroup, notices })
@@ -133,16 +138,42 @@ async fn start_unit(
     *step = "start the scope";
     match job_result(&mut signals, &job).await.map_err(refused)?.as_str() {
         "done" => {}
-        // The job fails when the process has ended: there is nothing to put into the scope.
-        _ if process::stat(wanted.pid).is_err() => return Err(gone(wanted.pid)),
         result => return Err(failed(unit, io::Error::other(format!("systemd could not start it (result: {result})")))),
     }
 
     *step = "tell the scope's cgroup";
-    let path: OwnedObjectPath = call(bus, THE_MANAGER, "GetUnit", &(unit,)).await.map_err(refused)?;
-    let scope = Object { name: SYSTEMD, path: path.as_str(), interface: "org.freedesktop.systemd1.Scope" };
-    let cgroup = bus::property(bus, scope, "ControlGroup").await.map_err(refused)?;
+    let cgroup = control_group(bus, unit).await.map_err(refused)?;
     prove(Path::new(&cgroup), wanted.pid, around.mount)
+}
+
+/// Gives up a scope in which no process is. systemd collects a scope when it sees the cgroup become empty; it never sees
+/// that of one which never held a process (it was a zombie by then; M with 252 and 257), or whose directory somebody else
+/// removed. It is not stopped if anything is in it: a stop is a kill, and what is in it may not be ours.
+pub(super) async fn collect(bus: &Connection, unit: &str, mount: &Cgroup2Mount) {
+    let collect = async {
+        // systemd answers in the order it was asked: a start that was given up is over by then, or it is a job that has
+        // not begun, which the stop cancels.
+        let cgroup = control_group(bus, unit).await?;
+        let dir = mount.directory_of(Path::new(&cgroup)).filter(|_| !cgroup.is_empty()).map(CgroupDir::open);
+        let is_empty = match dir {
+            Some(Ok(dir)) => dir.parsed("cgroup.events", parse_populated).map_or_else(|e| e.is_gone(), |p| !p),
+            Some(Err(e)) => e.is_gone(),
+            None => true,
+        };
+        if is_empty {
+            call::<_, OwnedObjectPath>(bus, THE_MANAGER, "StopUnit", &(unit, "replace")).await?;
+        }
+        zbus::Result::Ok(())
+    };
+    // Nothing is lost with an error: the unit is gone already, or systemd is, or it will be listed at the next start.
+    let _ = tokio::time::timeout(COLLECT, collect).await;
+}
+
+/// The cgroup that systemd says a scope has; empty if none yet.
+async fn control_group(bus: &Connection, unit: &str) -> zbus::Result<String> {
+    let path: OwnedObjectPath = call(bus, THE_MANAGER, "GetUnit", &(unit,)).await?;
+    let scope = Object { name: SYSTEMD, path: path.as_str(), interface: "org.freedesktop.systemd1.Scope" };
+    bus::property(bus, scope, "ControlGroup").await
 }
 
 /// Waits for the end of a job.
@@ -181,6 +212,14 @@ fn unavailable(cgroup: &CgroupDir, controller: &str) -> String {
          with systemd.unified_cgroup_hierarchy=1",
         cgroup.path().display()
     )
+}
+
+/// A zombie has ended as well: it cannot be moved, and systemd starts a scope for it all the same.
+fn has_ended(pid: u32) -> bool {
+    match process::stat(pid) {
+        Ok(stat) => matches!(stat.state, 'Z' | 'X'),
+        Err(e) => e.is_gone(),
+    }
 }
 
 fn gone(pid: u32) -> KernelError {
