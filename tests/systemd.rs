@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use guardian::kernel::cgroup::{CgroupDir, parse_key, parse_populated};
 use guardian::kernel::{KernelError, clock, mount, process};
@@ -103,7 +103,8 @@ impl Rig {
             resources,
             done: Box::new(move |scope| drop(answer.send((scope, started.elapsed())))),
         });
-        assert!(started.elapsed() < Duration::from_millis(50), "the engine's thread is not held up");
+        // Nor is it by a manager that is stopped, whose deadline is 5 s. An emulated machine may take its time.
+        assert!(started.elapsed() < Duration::from_secs(2), "the engine's thread is not held up");
         is_answered
     }
 
@@ -423,7 +424,9 @@ fn a_process_killed_for_memory_does_not_end_the_run_and_can_be_counted_while_it_
         scope.cgroup.read_kept(&events, "memory.events").unwrap();
         let (fd, flags) = if n % 2 == 0 { (&main.1, PollFlags::IN) } else { (&events, PollFlags::PRI) };
         let kills = loop {
-            poll(&mut [PollFd::new(fd, flags)], None).unwrap();
+            // Without end it could wait for ever: a removed directory wakes nobody, and takes a throttled notice with it.
+            let second = Timespec { tv_sec: 1, tv_nsec: 0 };
+            poll(&mut [PollFd::new(fd, flags)], Some(&second)).unwrap();
             match scope.cgroup.read_kept(&events, "memory.events").map(|t| parse_key(&t, "oom_kill")) {
                 // Reclaim at the limit is told of, too.
                 Ok(Some(0)) if n % 2 == 1 => {}
