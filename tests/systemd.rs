@@ -1,5 +1,6 @@
-//! The backend `systemd`, against a real user's manager: as an ordinary user with a session bus, in a virtual machine.
-//! Run it with `--ignored --test-threads=1 --nocapture`: it stops the manager, and kills the bus.
+//! The backend `systemd`, against a real user's manager: as the ordinary user `user` with a session bus, in a virtual
+//! machine. Run it with `--ignored --test-threads=1 --nocapture`: it stops the manager, and kills the bus. The machine
+//! needs `loginctl enable-linger user`, and the tests no environment but PATH.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::io::Write as _;
@@ -129,7 +130,11 @@ impl Rig {
 type Answer = (Result<Scope, KernelError>, Duration);
 
 fn systemctl(arguments: &[&str]) -> String {
-    let output = Command::new("systemctl").arg("--user").arg("--no-pager").args(arguments).output().unwrap();
+    let runtime_dir = format!("/run/user/{}", rustix::process::geteuid().as_raw());
+    let mut command = Command::new("systemctl");
+    command.args(["--user", "--no-pager"]).args(arguments).env("XDG_RUNTIME_DIR", runtime_dir);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{arguments:?}: {output:?}");
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 

@@ -56,7 +56,7 @@ pub enum Absent {
     },
     /// It did not answer in time.
     #[error(
-        "the session bus at {address} did not {step} in {} s: `systemctl --user status` tells whether the manager is stuck",
+        "the session bus at {address} did not {step} within {} s: `systemctl --user status` tells whether the manager is stuck",
         .within.as_secs()
     )]
     Silent {

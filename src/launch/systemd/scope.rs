@@ -94,7 +94,7 @@ pub(super) async fn start(bus: &Connection, wanted: &Wanted, around: Surrounding
     let mut step = "take the subscription to its jobs";
     let started = tokio::time::timeout(START, start_unit(bus, &unit, wanted, &around, &mut step)).await;
     let started = started.unwrap_or_else(|_| {
-        let why = format!("the systemd manager did not {step} in {} s", START.as_secs());
+        let why = format!("the systemd manager did not {step} within {} s", START.as_secs());
         Err(failed(&unit, io::Error::new(io::ErrorKind::TimedOut, why)))
     });
     // A process that has ended is what matters, whatever else went wrong because of it.

@@ -99,7 +99,7 @@ fn a_bus_that_never_answers_is_given_up() {
     let absent = absent(options(None, tmp.path()));
     assert!(started.elapsed() >= bus::CONNECT);
     assert!(matches!(absent, Absent::Silent { step: "let us in", .. }), "{absent}");
-    assert!(absent.to_string().contains("did not let us in in 2 s"), "{absent}");
+    assert!(absent.to_string().contains("did not let us in within 2 s"), "{absent}");
 }
 
 #[test]
