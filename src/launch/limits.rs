@@ -252,4 +252,20 @@ mod tests {
         assert!(notices[0].contains("cgroup_no_v1=memory"), "{}", notices[0]);
         assert_eq!(run.read("memory.max").unwrap().trim(), "max");
     }
+
+    #[test]
+    fn what_somebody_else_set_is_looked_at_and_not_believed() {
+        let (_tmp, _chain, run) = host("");
+        let why = |controller: &str| format!("there is no {controller}");
+        let told = unmet(&run, &ALL, why);
+        assert_eq!(told.len(), 3);
+        assert_eq!(told[1], "tasks_max of 50 tasks cannot be enforced: there is no pids");
+        for (file, text) in [("memory.max", "2147483648\n"), ("pids.max", "50\n"), ("cpu.max", "150000 100000\n")] {
+            fs::write(run.path().join(file), text).unwrap();
+        }
+        assert_eq!(unmet(&run, &ALL, why), Vec::<String>::new());
+        fs::remove_file(run.path().join("cpu.max")).unwrap();
+        assert_eq!(unmet(&run, &ALL, why).len(), 1);
+        assert!(unmet(&run, &Resources::default(), why).is_empty());
+    }
 }
