@@ -22,6 +22,10 @@ pub const ALL: &[&str] = &[
     "finish.removed",
 ];
 
+/// The failpoints of a shim, in the order in which it passes them. It has the environment's of who started it: of the client
+/// of a foreground run, or of the instance.
+pub const SHIM: &[&str] = &["shim.begun", "shim.forked", "shim.ready", "shim.reaped", "shim.noted", "shim.empty"];
+
 /// Passes a failpoint. `return(kill)` ends the process with SIGKILL; `return` gives an error; `sleep(ms)` and `panic`
 /// do as they say.
 pub fn hit(name: &str) -> io::Result<()> {

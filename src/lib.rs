@@ -12,7 +12,7 @@
 //! and the store's (SQLite); the journal has a fourth, because its socket can block.
 //!
 //! Imports point one way: `model ← engine ← daemon → kernel, launch, store`; `bus` sees `model` and the command channel;
-//! `cli` sees `model`, the bus's client, `config`, and the gate. A test holds this.
+//! `cli` sees `model`, the bus's client, `config`, and the launch of a foreground run. A test holds this.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod bus;

@@ -18,7 +18,7 @@ use guardian::daemon::command::{Answer, Command, LaunchRequest};
 use guardian::model::*;
 use zbus::export::futures_core::Stream;
 
-use fake::{Instance, Show, finished, id, instance, live};
+use fake::{Instance, RESERVED, Show, finished, id, instance, live};
 
 fn quiet() -> Instance {
     instance(Box::new(|_, _| Ok(Answer::Done)))
@@ -97,13 +97,14 @@ fn a_launch_arrives_whole_and_is_checked_before_the_engine_sees_it() {
 #[test]
 fn a_reserved_run_comes_with_its_cgroup_where_the_engine_has_one() {
     let i = quiet();
+    let request = LaunchRequest { argv: vec![b"true".to_vec()], cwd: b"/".to_vec(), ..LaunchRequest::default() };
     wait(async {
         let client = Client::connect(&i.socket).await.unwrap();
-        let (run, cgroup) = client.reserve().await.unwrap();
-        assert_eq!((run, cgroup.is_none()), (id(1), true));
+        let (reserved, cgroup) = client.reserve(&request).await.unwrap();
+        assert_eq!((reserved, cgroup.is_none()), (RESERVED, true));
         let dir = i.socket.with_file_name("cgroup");
         std::fs::create_dir(&dir).unwrap();
-        let (_, cgroup) = client.reserve().await.unwrap();
+        let (_, cgroup) = client.reserve(&request).await.unwrap();
         let (given, expected) = (rustix::fs::fstat(cgroup.unwrap()).unwrap(), rustix::fs::stat(&dir).unwrap());
         assert_eq!((given.st_dev, given.st_ino), (expected.st_dev, expected.st_ino));
     });

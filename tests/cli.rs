@@ -283,9 +283,11 @@ fn lists_are_for_people_and_for_programs() {
     let doctor = output(&i, &["doctor"]).1;
     for row in [
         "   backend  cgroupfs",
+        "            not systemd: no bus",
         "   cgroup2  ",
         "    limits  ",
         "      kill  ",
+        " isolation  ",
         "   journal  ",
         "   missing  too little",
     ] {

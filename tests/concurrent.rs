@@ -34,7 +34,7 @@ fn a_hundred_simultaneous_kills_are_one_kill_with_one_receipt_and_equal_answers(
     assert_eq!(world.count_rows("kills"), 1);
     assert_eq!(world.audited(EventKind::KillIntent), 1);
     assert_eq!(world.audited(EventKind::KillTerminated), 1);
-    assert_eq!(world.audited(EventKind::CgroupKilled), 1);
+    assert_eq!(world.audited(EventKind::RunKilled), 1);
     assert_eq!(world.audited(EventKind::RunFinished), 1);
     world.assert_audit_holds();
     world.assert_nothing_left();

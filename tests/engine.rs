@@ -9,7 +9,7 @@ mod engine_world;
 use std::time::Duration;
 
 use engine_world::{Bench, Op, Store};
-use guardian::model::{ErrorKind, ExitStatus, KillMode, Outcome, Phase, Rule};
+use guardian::model::{ErrorKind, ExitStatus, KillMode, KillReason, Outcome, Phase, Rule};
 use proptest::prelude::*;
 
 fn ops() -> impl Strategy<Value = Vec<Op>> {
@@ -31,6 +31,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         2 => prop_oneof![Just(Store::Well), Just(Store::Stuck), Just(Store::Failing), Just(Store::Full)].prop_map(Op::Store),
         1 => (1u32..50).prop_map(|times| Op::BusyRemovals { times }),
         1 => run.clone().prop_map(|run| Op::Replace { run }),
+        1 => run.clone().prop_map(|run| Op::Scatter { run }),
         1 => run.prop_map(|run| Op::Unstick { run }),
         2 => any::<bool>().prop_map(|rebooted| Op::Crash { rebooted }),
     ];
@@ -97,6 +98,18 @@ fn what_is_left_after_the_main_process_is_ended_and_its_exit_status_kept() {
     let view = b.finished(run).expect("finished");
     assert_eq!(view.outcome, Some(Outcome::Exited { code: 3 }));
     assert_eq!(view.receipt.map(|r| r.killed), Some(1));
+}
+
+#[test]
+fn a_run_whose_shim_was_killed_is_ended_at_once_and_says_so() {
+    let mut b = Bench::new();
+    let run = b.launch(true, 0, 0, 60_000);
+    b.apply(Op::Fork { run: 0, ignores_term: true, stuck: false });
+    b.apply(Op::Scatter { run: 0 });
+    let view = b.finished(run).expect("finished, without waiting for the grace period");
+    assert_eq!(view.outcome, Some(Outcome::Killed { reason: KillReason::ContainmentLost }));
+    assert!(view.notices.iter().any(|n| n.contains("its shim was killed")), "{:?}", view.notices);
+    assert_eq!(view.receipt.map(|r| (r.mode, r.terminated, r.killed)), Some((KillMode::Force, 0, 2)));
 }
 
 #[test]

@@ -11,13 +11,22 @@ const MAY_SEE: &[(&str, &[&str])] = &[
     ("engine", &["model"]),
     ("config", &["model"]),
     ("kernel", &["model", "failpoint"]),
-    ("launch", &["model", "kernel"]),
+    ("launch", &["model", "kernel", "failpoint"]),
     ("store", &["model", "failpoint"]),
     ("daemon", &["model", "engine", "config", "kernel", "launch", "store", "bus", "failpoint"]),
     ("bus", &["model", "daemon::command", "daemon::published"]),
     (
         "cli",
-        &["model", "config", "bus::client", "launch::gate", "launch::orphans", "daemon::instance", "daemon::state_dir"],
+        &[
+            "model",
+            "config",
+            "bus::client",
+            "launch::foreground",
+            "launch::gate",
+            "launch::orphans",
+            "daemon::instance",
+            "daemon::state_dir",
+        ],
     ),
 ];
 

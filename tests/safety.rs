@@ -270,9 +270,9 @@ fn an_instance_that_hangs_holds_up_neither_an_exit_nor_a_signal() {
     let world = World::new();
     world.run(&[], &["true"]).exits(0);
     let instance = world.running_instance();
+    rustix::fs::mkfifoat(rustix::fs::CWD, world.path("go"), rustix::fs::Mode::RWXU).unwrap();
     let exits = start(&mut world.run_command(&[], &["sh", "-c", "echo up > exits; read x < go; exit 7"]));
     let sleeps = start(&mut world.run_command(&[], &["sh", "-c", "echo up > sleeps; exec sleep 1000"]));
-    rustix::fs::mkfifoat(rustix::fs::CWD, world.path("go"), rustix::fs::Mode::RWXU).unwrap();
     eventually("the workloads are up", || ["exits", "sleeps"].iter().all(|f| world.path(f).exists()).then_some(()));
     signal(instance, Signal::STOP);
     signal(sleeps.pid(), Signal::TERM);
@@ -283,6 +283,20 @@ fn an_instance_that_hangs_holds_up_neither_an_exit_nor_a_signal() {
     assert!(sleeps.exits(143).stderr.contains("is watched by no instance"), "{sleeps:?}");
     world.finished();
     world.assert_nothing_left();
+}
+
+/// As systemd leaves it, which removes an empty scope at once.
+#[test]
+fn a_run_that_ended_unseen_is_waited_for_until_it_is_known_to_be_lost() {
+    needs_cgroup!();
+    let world = World::new();
+    let run = world.detach(&[], &["sh", "-c", "while [ ! -e go ]; do sleep 0.01; done"]);
+    let cgroup = world.show(&run).cgroup.unwrap().path;
+    world.crash_instance();
+    std::fs::write(world.path("go"), "").unwrap();
+    eventually("its cgroup can be removed", || std::fs::remove_dir(&cgroup).ok());
+    world.guardian(["wait", &run]).exits(125);
+    assert!(world.show(&run).ended().starts_with("lost("), "{:?}", world.show(&run));
 }
 
 #[test]

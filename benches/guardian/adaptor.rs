@@ -31,18 +31,24 @@ impl Instance {
     /// Starts one on an empty state directory.
     pub fn start() -> Self {
         let dir = tempfile::Builder::new().prefix("gb-").tempdir_in("/tmp").unwrap();
-        Self::start_in(dir)
+        Self::start_in(dir, CONFIG)
+    }
+
+    /// Starts one that contains runs in this way.
+    pub fn start_with_backend(backend: &str) -> Self {
+        let dir = tempfile::Builder::new().prefix("gb-").tempdir_in("/tmp").unwrap();
+        Self::start_in(dir, &format!("{CONFIG}backend = \"{backend}\"\n"))
     }
 
     /// Starts one whose database already holds so many events.
     pub fn start_with_history(events: u64) -> Self {
         let dir = tempfile::Builder::new().prefix("gb-").tempdir_in("/tmp").unwrap();
         write_history(&dir.path().join("state"), events);
-        Self::start_in(dir)
+        Self::start_in(dir, CONFIG)
     }
 
-    fn start_in(dir: tempfile::TempDir) -> Self {
-        std::fs::write(dir.path().join("config.toml"), CONFIG).unwrap();
+    fn start_in(dir: tempfile::TempDir, config: &str) -> Self {
+        std::fs::write(dir.path().join("config.toml"), config).unwrap();
         let status = command(&dir, &["ps"]).stdout(Stdio::null()).status().unwrap();
         assert!(status.success(), "guardian ps: {status}");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -23,7 +23,7 @@ pub fn measure(extent: Extent, table: &mut Table) {
         for _ in 0..rounds {
             bare.push(bare_kill(&command, processes));
             let run = instance.run(&command);
-            let cgroup = instance.show(run).cgroup.unwrap().path;
+            let cgroup = instance.show(run).container.unwrap().path().to_owned();
             until("the workload is up", || (processes_in(&cgroup) == processes).then_some(()));
             let began = Instant::now();
             instance.kill(run);
@@ -47,7 +47,8 @@ pub fn measure(extent: Extent, table: &mut Table) {
     psutil(table);
 }
 
-fn bare_kill(command: &[&str], processes: usize) -> std::time::Duration {
+/// `cgroup.kill` of a command with so many processes, until the cgroup is empty.
+pub fn bare_kill(command: &[&str], processes: usize) -> std::time::Duration {
     let cgroup = Cgroup::new("kill").unwrap();
     let mut child = cgroup.start(command);
     until("the workload is up", || (processes_in(cgroup.path()) == processes).then_some(()));

@@ -11,7 +11,7 @@ use super::host::until;
 use super::table::{Promise, Table, Unit, median_ms};
 
 /// A command that says when it was executed, in nanoseconds of wall-clock time.
-const CLOCK: [&str; 2] = ["date", "+%s%N"];
+pub const CLOCK: [&str; 2] = ["date", "+%s%N"];
 
 /// Measures.
 pub fn measure(extent: Extent, table: &mut Table) {
@@ -47,11 +47,13 @@ pub fn measure(extent: Extent, table: &mut Table) {
     table.add("exit to finished, over D-Bus", Unit::Ms, median_ms(finished), baseline, Promise::AtMost(1.0));
 }
 
-fn now() -> Duration {
+/// The time since 1970, as `date` says it.
+pub fn now() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap()
 }
 
-fn since(began: Duration, printed: &[u8]) -> Duration {
+/// The time from then to what was printed.
+pub fn since(began: Duration, printed: &[u8]) -> Duration {
     let text = String::from_utf8_lossy(printed);
     let at = Duration::from_nanos(text.trim().parse().unwrap_or_else(|_| panic!("not a time: {text:?}")));
     at.saturating_sub(began)

@@ -9,6 +9,7 @@ mod host;
 mod kill;
 mod launch;
 mod scale;
+mod subtree;
 mod table;
 
 use table::Table;
@@ -43,8 +44,13 @@ fn main() {
         true => Extent { quick, rounds: 5, seconds: 5 },
         false => Extent { quick, rounds: 20, seconds: 20 },
     };
-    let sections: [Section; 4] =
-        [("kill", kill::measure), ("launch", launch::measure), ("idle", scale::idle), ("scale", scale::measure)];
+    let sections: [Section; 5] = [
+        ("kill", kill::measure),
+        ("launch", launch::measure),
+        ("subtree", subtree::measure),
+        ("idle", scale::idle),
+        ("scale", scale::measure),
+    ];
     let mut table = Table::default();
     for (name, measure) in sections {
         if chosen.is_empty() || chosen.iter().any(|c| *c == name) {

@@ -84,7 +84,7 @@ fn watched(extent: Extent, table: &mut Table, instance: &Instance, runs: &[RunId
     let before = cpu_time(pid);
     std::thread::sleep(seconds);
     let ours = percent(cpu_time(pid) - before, seconds);
-    let cgroups: Vec<PathBuf> = views.iter().filter_map(|v| Some(v.cgroup.as_ref()?.path.clone())).collect();
+    let cgroups: Vec<PathBuf> = views.iter().filter_map(|v| Some(v.container.as_ref()?.path().to_owned())).collect();
     let bare = percent(bare_loop(&cgroups, extent.seconds), seconds);
     let what = format!("sampling each second, of a core, {of_runs}");
     table.add(&what, Unit::Percent, ours, Some(("two kept descriptors", bare)), promises.sampling_percent);

@@ -7,6 +7,7 @@ use clap::Parser;
 use guardian::config::load_for_user;
 use guardian::daemon::instance::{self, Options};
 use guardian::daemon::state_dir;
+use guardian::model::Containment;
 
 /// Guardian's watchdog service
 ///
@@ -24,6 +25,9 @@ struct Args {
     /// The configuration file, instead of the ones in the usual places
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// What has to contain runs: systemd, cgroupfs or subtree [default: instance.backend of the configuration]
+    #[arg(long, value_name = "NAME")]
+    backend: Option<Containment>,
     /// Check the configuration, say every mistake in it, and exit
     #[arg(long)]
     check_config: bool,
@@ -31,6 +35,9 @@ struct Args {
 
 fn main() -> ExitCode {
     guardian::failpoint::setup();
+    if let Some(status) = guardian::launch::subtree::main(std::env::args_os()) {
+        return status;
+    }
     match run(&Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
@@ -46,5 +53,5 @@ fn run(args: &Args) -> anyhow::Result<()> {
         return Ok(());
     }
     let state_dir = state_dir::find(args.state_dir.clone())?;
-    instance::run(&Options { state_dir, config: args.config.clone(), foreground: true })
+    instance::run(&Options { state_dir, config: args.config.clone(), backend: args.backend, foreground: true })
 }

@@ -18,15 +18,15 @@ use zbus::wire::NATIVE_ENDIAN;
 use zbus::{Connection, Message, OwnedObjectPath, Type};
 
 use super::error::from_bus;
-use super::launch::LaunchDict;
+use super::launch::{LaunchDict, ReservedDict};
 use super::manager::{AuditDict, FilterDict, WireEvent};
 use super::view::{self, KillDict, RunDict, WireProcess, usec};
 use super::wire::{self, Marshalled};
 use super::{BUS_NAME, MANAGER_INTERFACE, MANAGER_PATH, RUN_INTERFACE, run_path};
 use crate::daemon::command::LaunchRequest;
 use crate::model::{
-    AuditEvent, AuditRow, Error, ErrorKind, EventKind, ExitStatus, KillAnswer, KillMode, ProcessSeen, RunId, RunView,
-    Wall,
+    AuditEvent, AuditRow, Containment, Error, ErrorKind, EventKind, ExitStatus, KillAnswer, KillMode, ProcessSeen,
+    Reserved, RunId, RunView, Wall,
 };
 
 pub use super::manager::Description;
@@ -124,16 +124,23 @@ impl Client {
         self.call_at((MANAGER_PATH, MANAGER_INTERFACE), member, body, CALL).await
     }
 
+    /// What contains the instance's runs.
+    pub async fn backend(&self) -> Result<Containment, Error> {
+        view::containment_from(&self.describe().await?.backend)
+    }
+
     /// StartRun: a detached run.
     pub async fn start(&self, request: &LaunchRequest) -> Result<RunId, Error> {
         let (id, _): (String, OwnedObjectPath) = self.call("StartRun", &(LaunchDict::from(request),)).await?;
         id_from(&id)
     }
 
-    /// ReserveRun: an id for a foreground run and, where the instance has it to give, its cgroup.
-    pub async fn reserve(&self) -> Result<(RunId, Option<OwnedFd>), Error> {
-        let (id, cgroup): (String, Vec<zbus::OwnedFd>) = self.call("ReserveRun", &()).await?;
-        Ok((id_from(&id)?, cgroup.into_iter().next().map(Into::into)))
+    /// ReserveRun: an id for a run, how its command is to be started and, where there is one, the descriptor of its cgroup
+    /// or of the record for its shim.
+    pub async fn reserve(&self, request: &LaunchRequest) -> Result<(Reserved, Option<OwnedFd>), Error> {
+        let (id, container, descriptors): (String, ReservedDict, Vec<zbus::OwnedFd>) =
+            self.call("ReserveRun", &(LaunchDict::from(request),)).await?;
+        Ok((container.reserved(id_from(&id)?)?, descriptors.into_iter().next().map(Into::into)))
     }
 
     /// AttachRun: contains the gated child.

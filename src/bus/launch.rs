@@ -4,11 +4,11 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use zbus::{Array, OwnedVariant, SerializeDict, Signature, Type, Variant};
+use zbus::{Array, DeserializeDict, OwnedVariant, SerializeDict, Signature, Type, Variant};
 
-use super::view::usec;
+use super::view::{containment_from, usec};
 use crate::daemon::command::LaunchRequest;
-use crate::model::{Error, ErrorKind, InvalidRunId, Readiness, valid_workflow_name};
+use crate::model::{Error, ErrorKind, InvalidRunId, Readiness, Reserved, RunId, valid_workflow_name};
 
 /// The most bytes that the command and its arguments may have together.
 const COMMAND_MAX: usize = 1 << 20;
@@ -21,7 +21,7 @@ const NAME_MAX: usize = 128;
 /// The longest duration, in microseconds: 100 years, as in the configuration.
 const DURATION_MAX: u64 = 100 * 365 * 24 * 3600 * 1_000_000;
 
-const KEYS: [&str; 13] = [
+const KEYS: [&str; 14] = [
     "Workflow",
     "Name",
     "Command",
@@ -35,6 +35,7 @@ const KEYS: [&str; 13] = [
     "MemoryMaxBytes",
     "TasksMax",
     "CPUMaxPercent",
+    "IsolatePIDs",
 ];
 
 /// A launch as `a{sv}`. Byte strings are `ay`; a limit that is off is the greatest number.
@@ -58,6 +59,8 @@ pub struct LaunchDict {
     tasks_max: Option<u64>,
     #[zbus(rename = "CPUMaxPercent")]
     cpu_max_percent: Option<u32>,
+    #[zbus(rename = "IsolatePIDs")]
+    isolate_pids: Option<bool>,
 }
 
 impl From<&LaunchRequest> for LaunchDict {
@@ -77,7 +80,46 @@ impl From<&LaunchRequest> for LaunchDict {
             memory_max_bytes: r.limits.memory_max_bytes.map(|m| m.unwrap_or(u64::MAX)),
             tasks_max: r.limits.tasks_max.map(|m| m.unwrap_or(u64::MAX)),
             cpu_max_percent: r.limits.cpu_max_percent.map(|m| m.unwrap_or(u32::MAX)),
+            isolate_pids: r.limits.isolate_pids,
         }
+    }
+}
+
+/// What ReserveRun answers with, as `a{sv}`: what will contain the run and, for a shim, what it is to hold it to.
+#[derive(Debug, Clone, Default, PartialEq, SerializeDict, DeserializeDict, Type)]
+#[zbus(signature = "a{sv}", rename_all = "PascalCase")]
+pub struct ReservedDict {
+    containment: String,
+    limited: Option<bool>,
+    #[zbus(rename = "IsolatePIDs")]
+    isolate_pids: Option<bool>,
+    data_max_bytes: Option<u64>,
+    tasks_max: Option<u64>,
+}
+
+impl From<&Reserved> for ReservedDict {
+    fn from(r: &Reserved) -> Self {
+        Self {
+            containment: r.containment.as_str().into(),
+            limited: Some(r.limited),
+            isolate_pids: Some(r.isolate_pids),
+            data_max_bytes: r.data_max_bytes,
+            tasks_max: r.tasks_max,
+        }
+    }
+}
+
+impl ReservedDict {
+    /// What was reserved under this id.
+    pub fn reserved(&self, run: RunId) -> Result<Reserved, Error> {
+        Ok(Reserved {
+            run,
+            containment: containment_from(&self.containment)?,
+            limited: self.limited.unwrap_or_default(),
+            isolate_pids: self.isolate_pids.unwrap_or_default(),
+            data_max_bytes: self.data_max_bytes,
+            tasks_max: self.tasks_max,
+        })
     }
 }
 
@@ -125,6 +167,10 @@ pub fn parse(dict: &HashMap<String, OwnedVariant>) -> Result<LaunchRequest, Erro
                     0 => return Err(Error::invalid("CPUMaxPercent is 1 or more, in percent of one core")),
                     percent => Some(percent),
                 });
+            }
+            "IsolatePIDs" => {
+                let Variant::Bool(isolate) = value else { return Err(wrong(key, value, "b")) };
+                request.limits.isolate_pids = Some(*isolate);
             }
             other => return Err(unknown(other)),
         }
@@ -245,7 +291,6 @@ mod tests {
 
     use super::*;
     use crate::model::LimitUpdate;
-    use crate::model::RunId;
 
     fn request() -> LaunchRequest {
         LaunchRequest { argv: vec![b"sh".to_vec(), b"-c".to_vec()], cwd: b"/tmp".to_vec(), ..LaunchRequest::default() }
@@ -277,6 +322,7 @@ mod tests {
             memory_max_bytes: Some(Some(1 << 30)),
             tasks_max: Some(None),
             cpu_max_percent: Some(Some(150)),
+            isolate_pids: Some(true),
         };
         let full = LaunchRequest {
             reserved: Some(RunId::from_bytes([1; 6])),

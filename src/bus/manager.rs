@@ -10,6 +10,7 @@ use zbus::{Connection, DeserializeDict, OwnedObjectPath, OwnedVariant, Serialize
 
 use super::access::{Request, unexpected};
 use super::error::Refusal;
+use super::launch::ReservedDict;
 use super::view::{self, KillDict, RunDict};
 use super::wire::Marshalled;
 use super::{RunFilter, Services, access, launch, run_path};
@@ -111,6 +112,8 @@ pub struct Description {
     pub config_file: String,
     /// What contains runs.
     pub backend: String,
+    /// The backends that were looked at, in order: `(backend, chosen, why)`.
+    pub backends: Vec<(String, bool, String)>,
     /// Where the cgroups of runs are made.
     pub control_group: String,
     /// How the instance itself is.
@@ -227,14 +230,22 @@ impl Manager {
         self.launched(Command::Start { request: launch::parse(&options)? }).await
     }
 
-    /// Reserves an id for a foreground run, for some seconds. Where cgroups are the instance's own, the run's comes with
-    /// it: a child that is forked into it (CLONE_INTO_CGROUP) need not be moved. AttachRun with this id follows.
-    #[zbus(out_args("run_id", "control_group"))]
-    async fn reserve_run(&self) -> Result<(String, Vec<zbus::OwnedFd>), Refusal> {
+    /// Reserves an id for a run with these options, for some seconds. Where cgroups are the instance's own, the run's comes
+    /// with it: a child that is forked into it (CLONE_INTO_CGROUP) need not be moved. Where there are none, it is the record
+    /// of a shim that the caller is to start. AttachRun or StartRun with this id follows.
+    #[zbus(out_args("run_id", "container", "descriptors"))]
+    async fn reserve_run(
+        &self,
+        options: HashMap<String, OwnedVariant>,
+    ) -> Result<(String, ReservedDict, Vec<zbus::OwnedFd>), Refusal> {
         let _turn = self.turn().await?;
-        let (cgroup, given) = tokio::sync::oneshot::channel();
-        match self.request().ask(Command::Reserve { cgroup }).await? {
-            Answer::Run(id) => Ok((id.to_string(), given.await.ok().map(Into::into).into_iter().collect())),
+        let request = launch::parse(&options)?;
+        let (container, given) = tokio::sync::oneshot::channel();
+        match self.request().ask(Command::Reserve { request, container }).await? {
+            Answer::Reserved(reserved) => {
+                let descriptors = given.await.ok().map(Into::into).into_iter().collect();
+                Ok((reserved.run.to_string(), ReservedDict::from(&reserved), descriptors))
+            }
             other => Err(unexpected(&other).into()),
         }
     }
@@ -458,8 +469,11 @@ impl Manager {
             instance: about.instance.clone(),
             state_directory: about.state_dir.to_string_lossy().into_owned(),
             config_file: about.config.as_ref().map(|c| c.to_string_lossy().into_owned()).unwrap_or_default(),
-            backend: about.backend.clone(),
-            control_group: state.subtree,
+            backend: about.backend.as_str().into(),
+            backends: (about.considered.iter())
+                .map(|c| (c.backend.as_str().to_owned(), c.chosen, c.why.clone()))
+                .collect(),
+            control_group: state.control_group,
             health: state.health.as_str().into(),
             health_reasons,
             runs_active: self.services.published.active() as u64,
@@ -486,7 +500,7 @@ impl Manager {
 
     #[zbus(property(emits_changed_signal = "const"))]
     async fn backend(&self) -> String {
-        self.services.about.backend.clone()
+        self.services.about.backend.as_str().to_owned()
     }
 
     #[zbus(property(emits_changed_signal = "false"))]

@@ -31,7 +31,7 @@ pub use server::{Connections, serve_private};
 
 use crate::daemon::command::Commands;
 use crate::daemon::published::Published;
-use crate::model::{AuditRow, Error, Health, Phase, ProcessSeen, RunId, RunView, Wall};
+use crate::model::{AuditRow, Considered, Containment, Error, Health, Phase, ProcessSeen, RunId, RunView, Wall};
 
 /// The bus name, which a peer-to-peer connection answers to as well.
 pub const BUS_NAME: &str = "org.guardian.Guardian1";
@@ -135,8 +135,10 @@ pub struct About {
     pub state_dir: PathBuf,
     /// The configuration file that was read; none if there is none.
     pub config: Option<PathBuf>,
-    /// What contains runs: `cgroupfs`.
-    pub backend: String,
+    /// What contains runs.
+    pub backend: Containment,
+    /// The backends that were looked at, in order, and what became of each.
+    pub considered: Vec<Considered>,
     /// When it began to serve.
     pub started_at: Wall,
     /// What is missing on this host, and what to type to get it, in sentences.

@@ -212,6 +212,12 @@ impl RunObject {
         Ok(v.spec.limits.resources.cpu_max_percent.unwrap_or(u32::MAX))
     }
 
+    #[zbus(property(emits_changed_signal = "const"), name = "IsolatePIDs")]
+    async fn isolate_pids(&self) -> Result<bool, Refusal> {
+        let v = self.now().await?;
+        Ok(v.spec.limits.isolate_pids)
+    }
+
     #[zbus(property(emits_changed_signal = "false"))]
     async fn log_path(&self) -> Result<String, Refusal> {
         let v = self.now().await?;
@@ -239,19 +245,31 @@ impl RunObject {
     #[zbus(property(emits_changed_signal = "const"))]
     async fn containment(&self) -> Result<String, Refusal> {
         let v = self.now().await?;
-        Ok(v.containment.as_str().into())
+        Ok(v.spec.containment.as_str().into())
     }
 
     #[zbus(property(emits_changed_signal = "false"))]
     async fn control_group(&self) -> Result<String, Refusal> {
         let v = self.now().await?;
-        Ok(v.cgroup.as_ref().map(|c| c.path.to_string_lossy().into_owned()).unwrap_or_default())
+        Ok(view::cgroup(&v).map(|c| c.path.to_string_lossy().into_owned()).unwrap_or_default())
     }
 
     #[zbus(property(emits_changed_signal = "false"))]
     async fn control_group_inode(&self) -> Result<u64, Refusal> {
         let v = self.now().await?;
-        Ok(v.cgroup.as_ref().map_or(0, |c| c.inode))
+        Ok(view::cgroup(&v).map_or(0, |c| c.inode))
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    async fn shim_process(&self) -> Result<(u32, u64), Refusal> {
+        let v = self.now().await?;
+        Ok(view::shim(&v).unwrap_or_default())
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    async fn shim_record(&self) -> Result<String, Refusal> {
+        let v = self.now().await?;
+        Ok(view::shim_record(&v).unwrap_or_default())
     }
 
     #[zbus(property(emits_changed_signal = "false"))]
@@ -375,6 +393,24 @@ impl RunObject {
     async fn tasks_current(&self) -> Result<u64, Refusal> {
         let v = self.now().await?;
         Ok(v.usage.tasks.unwrap_or(u64::MAX))
+    }
+
+    #[zbus(property(emits_changed_signal = "false"), name = "IOReadBytes")]
+    async fn io_read_bytes(&self) -> Result<u64, Refusal> {
+        let v = self.now().await?;
+        Ok(v.usage.io_read_bytes.unwrap_or(u64::MAX))
+    }
+
+    #[zbus(property(emits_changed_signal = "false"), name = "IOWriteBytes")]
+    async fn io_write_bytes(&self) -> Result<u64, Refusal> {
+        let v = self.now().await?;
+        Ok(v.usage.io_write_bytes.unwrap_or(u64::MAX))
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    async fn activity_bytes(&self) -> Result<u64, Refusal> {
+        let v = self.now().await?;
+        Ok(v.usage.activity_bytes.unwrap_or(u64::MAX))
     }
 
     #[zbus(property(emits_changed_signal = "false"))]

@@ -8,17 +8,19 @@
 //! outcome `(kind, exit code or signal, text)`, actor `(uid, name)` with the greatest uid for the instance itself,
 //! steps `(kind, at, elapsed_usec, processes)`, processes `(pid, ppid, name, state, wchan)`.
 
-use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Duration;
 
 use zbus::{DeserializeDict, SerializeDict, Type};
 
+mod read;
+
+use read::parsed;
+pub use read::{containment_from, health_from, phase_from, reason_from};
+
 use super::wire::{self, Entry};
 use crate::model::{
-    Actor, CgroupIdentity, Containment, Error, ExitStatus, Health, HealthReason, KillAnswer, KillReason, Limits,
-    Outcome, Phase, ProcessId, ProcessSeen, Readiness, Receipt, Resources, Rule, RunId, RunSpec, RunView, Step,
-    StepKind, Usage, Wall,
+    Actor, CgroupIdentity, ContainerId, Error, ExitStatus, HealthReason, KillAnswer, KillReason, Outcome, ProcessSeen,
+    Receipt, RunSpec, RunView, Usage, Wall,
 };
 
 /// `(code, rule, allowed_usec, text)`: a [`KillReason`].
@@ -78,6 +80,7 @@ dict! {
         "MemoryMaxBytes" memory_max_bytes: [Option<u64>],
         "TasksMax" tasks_max: [Option<u64>],
         "CPUMaxPercent" cpu_max_percent: [Option<u32>],
+        "IsolatePIDs" isolate_pids: [Option<bool>],
         "LogPath" log_path: [Option<String>],
         "Phase" phase: [String],
         "Health" health: [String],
@@ -85,6 +88,8 @@ dict! {
         "Containment" containment: [String],
         "ControlGroup" control_group: [Option<String>],
         "ControlGroupInode" control_group_inode: [Option<u64>],
+        "ShimProcess" shim_process: [Option<(u32, u64)>],
+        "ShimRecord" shim_record: [Option<String>],
         "Frozen" frozen: [Option<bool>],
         "CreateTimestampUSec" create_timestamp_usec: [u64],
         "StartTimestampUSec" start_timestamp_usec: [Option<u64>],
@@ -107,6 +112,9 @@ dict! {
         "CPUUsageNSec" cpu_usage_nsec: [Option<u64>],
         "MemoryCurrentBytes" memory_current_bytes: [Option<u64>],
         "TasksCurrent" tasks_current: [Option<u64>],
+        "IOReadBytes" io_read_bytes: [Option<u64>],
+        "IOWriteBytes" io_write_bytes: [Option<u64>],
+        "ActivityBytes" activity_bytes: [Option<u64>],
         "Notices" notices: [Option<Vec<String>>],
     }
 }
@@ -146,6 +154,24 @@ pub fn processes_from(wire: Vec<WireProcess>) -> Vec<ProcessSeen> {
     wire.into_iter().map(read).collect()
 }
 
+/// The cgroup of a run, if one contains it.
+pub fn cgroup(view: &RunView) -> Option<&CgroupIdentity> {
+    view.container.as_ref().and_then(ContainerId::cgroup)
+}
+
+/// The shim of a run, if one contains it: `(pid, start ticks)`.
+pub fn shim(view: &RunView) -> Option<(u32, u64)> {
+    view.container.as_ref().and_then(ContainerId::shim).map(|p| (p.pid, p.start_ticks))
+}
+
+/// The file that a run's shim keeps.
+pub fn shim_record(view: &RunView) -> Option<String> {
+    match &view.container {
+        Some(ContainerId::Subtree { record, .. }) => Some(record.to_string_lossy().into_owned()),
+        Some(ContainerId::Cgroup(_)) | None => None,
+    }
+}
+
 /// The wire form of deadlines.
 pub fn deadlines(view: &RunView) -> Vec<(String, u64)> {
     view.deadlines.iter().map(|(rule, at)| (rule.as_str().into(), at.0)).collect()
@@ -167,7 +193,9 @@ pub fn reason(reason: &KillReason) -> WireReason {
     let (rule, allowed, text) = match reason {
         KillReason::Limit { rule, allowed } => (rule.as_str(), usec(*allowed), ""),
         KillReason::Requested { text } => ("", 0, text.as_str()),
-        KillReason::ClientGone | KillReason::Leftovers | KillReason::LaunchIncomplete => ("", 0, ""),
+        KillReason::ClientGone | KillReason::Leftovers | KillReason::LaunchIncomplete | KillReason::ContainmentLost => {
+            ("", 0, "")
+        }
     };
     let code = if rule.is_empty() { reason.code() } else { "limit" };
     (code.into(), rule.into(), allowed, text.into())
@@ -219,13 +247,16 @@ impl RunDict {
             memory_max_bytes: limits.resources.memory_max_bytes,
             tasks_max: limits.resources.tasks_max,
             cpu_max_percent: limits.resources.cpu_max_percent,
+            isolate_pids: limits.isolate_pids.then_some(true),
             log_path: v.spec.log.as_ref().map(|p| p.to_string_lossy().into_owned()),
             phase: v.phase.as_str().into(),
             health: v.health.as_str().into(),
             health_reasons: some(health_reasons(v)),
-            containment: v.containment.as_str().into(),
-            control_group: v.cgroup.as_ref().map(|c| c.path.to_string_lossy().into_owned()),
-            control_group_inode: v.cgroup.as_ref().map(|c| c.inode),
+            containment: v.spec.containment.as_str().into(),
+            control_group: cgroup(v).map(|c| c.path.to_string_lossy().into_owned()),
+            control_group_inode: cgroup(v).map(|c| c.inode),
+            shim_process: shim(v),
+            shim_record: shim_record(v),
             frozen: v.frozen.then_some(true),
             create_timestamp_usec: v.created_at.0,
             start_timestamp_usec: v.started_at.map(|w| w.0),
@@ -251,161 +282,11 @@ impl RunDict {
             cpu_usage_nsec: usage.cpu_usec.map(|u| u.saturating_mul(1000)),
             memory_current_bytes: usage.memory_bytes,
             tasks_current: usage.tasks,
+            io_read_bytes: usage.io_read_bytes,
+            io_write_bytes: usage.io_write_bytes,
+            activity_bytes: usage.activity_bytes,
             notices: some(v.notices.clone()),
         }
-    }
-}
-
-/// Finds the value that is spelt like this.
-fn named<T: Copy>(what: &str, text: &str, all: &[T], name: impl Fn(T) -> &'static str) -> Result<T, Error> {
-    all.iter().copied().find(|v| name(*v) == text).ok_or_else(|| unknown(what, text))
-}
-
-fn unknown(what: &str, text: &str) -> Error {
-    Error::internal(format!(
-        "the instance answered with the {what} {text:?}, which this version does not know: `guardian doctor` tells \
-         both versions"
-    ))
-}
-
-/// Reads a rule by any of its names.
-pub fn rule_from(text: &str) -> Result<Rule, Error> {
-    const RULES: [Rule; 4] = [Rule::InitTimeout, Rule::MaxRuntime, Rule::Leftovers, Rule::Unkillable];
-    named("rule", text, &RULES, Rule::as_str)
-}
-
-/// Reads a phase by name.
-pub fn phase_from(text: &str) -> Result<Phase, Error> {
-    named("phase", text, &Phase::ALL, Phase::as_str)
-}
-
-/// Reads a health by name.
-pub fn health_from(text: &str) -> Result<Health, Error> {
-    named("health", text, &[Health::Healthy, Health::Warning, Health::Critical], Health::as_str)
-}
-
-fn step_from((kind, at, elapsed_usec, processes): WireStep) -> Result<Step, Error> {
-    use StepKind::*;
-    const KINDS: [StepKind; 8] =
-        [IntentRecorded, IntentNotRecorded, Terminated, Escalated, Killed, Unkillable, Emptied, Resumed];
-    let kind = named("step", &kind, &KINDS, StepKind::as_str)?;
-    Ok(Step { kind, at: Wall(at), elapsed_usec, processes })
-}
-
-/// Reads the wire form of the reason of a kill.
-pub fn reason_from((code, rule, allowed, text): WireReason) -> Result<KillReason, Error> {
-    Ok(match code.as_str() {
-        "limit" => KillReason::Limit { rule: rule_from(&rule)?, allowed: Duration::from_micros(allowed) },
-        "requested" => KillReason::Requested { text },
-        "client_gone" => KillReason::ClientGone,
-        "leftovers" => KillReason::Leftovers,
-        "launch_incomplete" => KillReason::LaunchIncomplete,
-        other => return Err(unknown("reason", other)),
-    })
-}
-
-fn parsed<T: FromStr<Err: std::fmt::Display>>(text: &str) -> Result<T, Error> {
-    text.parse().map_err(|e: T::Err| Error::internal(format!("the instance's answer cannot be read: {e}")))
-}
-
-impl RunDict {
-    fn outcome(&mut self) -> Result<Option<Outcome>, Error> {
-        let Some((kind, value, text)) = self.outcome.take().filter(|o| !o.0.is_empty()) else {
-            return Ok(None);
-        };
-        Ok(Some(match kind.as_str() {
-            "exited" => Outcome::Exited { code: value },
-            "signaled" => Outcome::Signaled { signal: value },
-            "oom" => Outcome::Oom,
-            "lost" => Outcome::Lost { why: text },
-            "killed" => Outcome::Killed { reason: reason_from(self.outcome_reason.take().unwrap_or_default())? },
-            other => return Err(unknown("outcome", other)),
-        }))
-    }
-
-    fn receipt(&mut self, run: RunId) -> Result<Option<Receipt>, Error> {
-        let Some(mode) = self.kill_mode.take().filter(|m| !m.is_empty()) else {
-            return Ok(None);
-        };
-        let steps = self.kill_steps.take().unwrap_or_default();
-        Ok(Some(Receipt {
-            run,
-            mode: parsed(&mode)?,
-            reason: reason_from(self.kill_reason.take().unwrap_or_default())?,
-            actor: actor_from(self.kill_actor.take().unwrap_or_default()),
-            requested_at: Wall(self.kill_timestamp_usec.unwrap_or_default()),
-            duration_usec: self.kill_duration_usec.unwrap_or_default(),
-            steps: steps.into_iter().map(step_from).collect::<Result<_, _>>()?,
-            terminated: self.kill_terminated.unwrap_or_default(),
-            killed: self.kill_killed.unwrap_or_default(),
-            survivors: self.kill_survivors.unwrap_or_default(),
-            processes: processes_from(self.kill_processes.take().unwrap_or_default()),
-            processes_total: self.kill_processes_total.unwrap_or_default(),
-        }))
-    }
-}
-
-impl TryFrom<RunDict> for RunView {
-    type Error = Error;
-
-    fn try_from(mut d: RunDict) -> Result<Self, Error> {
-        let id: RunId = parsed(&d.run_id)?;
-        let (outcome, receipt) = (d.outcome()?, d.receipt(id)?);
-        let process = |p: Option<(u32, u64)>| p.map(|(pid, start_ticks)| ProcessId { pid, start_ticks });
-        let duration = |u: Option<u64>| u.filter(|u| *u != u64::MAX).map(Duration::from_micros);
-        let wall = |u: Option<u64>| u.filter(|u| *u != 0).map(Wall);
-        let reason = |(rule, level, text, since): WireHealth| {
-            Ok(HealthReason { rule: rule_from(&rule)?, level: health_from(&level)?, text, since: Wall(since) })
-        };
-        Ok(RunView {
-            spec: RunSpec {
-                id,
-                workflow: d.workflow,
-                name: d.name.filter(|n| !n.is_empty()),
-                command: d.command,
-                cwd: d.working_directory,
-                uid: d.uid,
-                user: d.user,
-                main: process(d.main_process),
-                client: process(d.client_process),
-                limits: Limits {
-                    init_timeout: duration(d.init_timeout_usec),
-                    max_runtime: duration(d.max_runtime_usec),
-                    grace: Duration::from_micros(d.grace_usec),
-                    readiness: parsed::<Readiness>(&d.readiness)?,
-                    resources: Resources {
-                        memory_max_bytes: d.memory_max_bytes,
-                        tasks_max: d.tasks_max,
-                        cpu_max_percent: d.cpu_max_percent,
-                    },
-                },
-                log: d.log_path.filter(|p| !p.is_empty()).map(PathBuf::from),
-            },
-            phase: phase_from(&d.phase)?,
-            health: health_from(&d.health)?,
-            reasons: d.health_reasons.unwrap_or_default().into_iter().map(reason).collect::<Result<_, Error>>()?,
-            containment: named("containment", &d.containment, &[Containment::Cgroupfs], Containment::as_str)?,
-            cgroup: d.control_group.filter(|p| !p.is_empty()).map(|path| CgroupIdentity {
-                path: PathBuf::from(path),
-                inode: d.control_group_inode.unwrap_or_default(),
-            }),
-            frozen: d.frozen.unwrap_or_default(),
-            created_at: Wall(d.create_timestamp_usec),
-            started_at: wall(d.start_timestamp_usec),
-            ready_at: wall(d.ready_timestamp_usec),
-            finished_at: wall(d.finish_timestamp_usec),
-            deadlines: (d.deadlines.unwrap_or_default().into_iter())
-                .map(|(rule, at)| Ok((rule_from(&rule)?, Wall(at))))
-                .collect::<Result<_, Error>>()?,
-            outcome,
-            receipt,
-            usage: Usage {
-                cpu_usec: d.cpu_usage_nsec.map(|n| n / 1000),
-                memory_bytes: d.memory_current_bytes,
-                tasks: d.tasks_current,
-            },
-            notices: d.notices.unwrap_or_default(),
-        })
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::model::{Readiness, parse_duration, valid_workflow_name};
+use crate::model::{Containment, Readiness, parse_duration, valid_workflow_name};
 
 // One paragraph, which clap wraps.
 const EXIT_STATUSES: &str = "\
@@ -39,6 +39,10 @@ pub struct Global {
     /// The configuration file of a private instance that has to be started [default: $GUARDIAN_CONFIG]
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// What has to contain runs: systemd, cgroupfs or subtree. A private instance that has to be started insists on it,
+    /// and one that has another is refused [default: the strongest that can be had]
+    #[arg(long, global = true, value_name = "NAME")]
+    pub backend: Option<Containment>,
     /// When to use colour
     #[arg(long, global = true, value_name = "WHEN", default_value = "auto", hide_possible_values = false)]
     pub color: ColorWhen,
@@ -143,6 +147,9 @@ pub struct RunArgs {
     /// The most CPU in percent of one core (150 or 150%), or off
     #[arg(long, value_name = "PERCENT", value_parser = percent_limit)]
     pub cpu_max: Option<NumberLimit>,
+    /// In a PID namespace of its own, where no cgroup contains it
+    #[arg(long)]
+    pub isolate_pids: bool,
     /// Set a variable, or pass on one of this environment (repeatable)
     #[arg(short, long, value_name = "KEY[=VALUE]")]
     pub env: Vec<OsString>,

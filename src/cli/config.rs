@@ -50,6 +50,7 @@ fn shape(config: &Config) -> Value {
             "memory_max_bytes": l.resources.memory_max_bytes,
             "tasks_max": l.resources.tasks_max,
             "cpu_max_percent": l.resources.cpu_max_percent,
+            "isolate_pids": l.isolate_pids,
         })
     };
     let workflows: serde_json::Map<_, _> =
@@ -62,6 +63,7 @@ fn shape(config: &Config) -> Value {
             "idle_exit_usec": config.instance.idle_exit.map(usec),
             "log_max_bytes": config.instance.log_max_bytes,
             "max_runs": config.instance.max_runs,
+            "backend": config.instance.backend,
         },
         "retention": {
             "max_age_usec": config.retention.max_age.map(usec),

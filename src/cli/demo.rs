@@ -76,13 +76,13 @@ pub async fn main(session: &Session, out: &Output) -> Done {
         out.line(audit::line(&row, out))?;
     }
     let left = marked(&mark)?;
-    let cgroups = views.iter().filter_map(|v| v.cgroup.as_ref()).filter(|c| c.path.exists()).count();
+    let containers = views.iter().filter_map(|v| v.container.as_ref()).filter(|c| c.path().exists()).count();
     let verdict = format!(
-        "\n{} processes and {cgroups} cgroups of the four runs are left, after {:.1} s.",
+        "\n{} processes and {containers} containers of the four runs are left, after {:.1} s.",
         left.len(),
         begin.elapsed().as_secs_f64()
     );
-    if left.is_empty() && cgroups == 0 {
+    if left.is_empty() && containers == 0 {
         out.line(out.tone(Tone::Good, verdict))?;
         return Ok(0);
     }

@@ -47,7 +47,11 @@ fn text(d: &Description, out: &Output) -> io::Result<()> {
     row("since", &local_time(Wall(d.start_timestamp_usec)))?;
     row("state", &escape(&d.state_directory))?;
     row("config", &if d.config_file.is_empty() { "defaults".to_owned() } else { escape(&d.config_file) })?;
-    row("backend", &format!("{} in {}", escape(&d.backend), escape(&d.control_group)))?;
+    let place = if d.control_group.is_empty() { String::new() } else { format!(" in {}", escape(&d.control_group)) };
+    row("backend", &format!("{}{place}", escape(&d.backend)))?;
+    for (name, chosen, why) in &d.backends {
+        row("", &format!("{} {}: {}", if *chosen { "taken," } else { "not" }, escape(name), escape(why)))?;
+    }
     row("runs", &format!("{} live, {} in all, {} kills", d.runs_active, d.runs_total, d.kills_total))?;
     row("audit", &format!("{} rows", d.last_sequence))?;
     let tone = if d.health == "healthy" { Tone::Good } else { Tone::Bad };

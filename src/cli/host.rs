@@ -8,6 +8,8 @@ use serde_json::{Value, json};
 
 use super::output::escape;
 use crate::bus::client::Description;
+use crate::launch::foreground;
+use crate::model::Containment;
 
 /// The controllers that limits need, with the limit that each enforces.
 const CONTROLLERS: [(&str, &str); 3] = [("memory", "memory_max"), ("pids", "tasks_max"), ("cpu", "cpu_max")];
@@ -25,6 +27,10 @@ pub struct Host {
     controllers: Option<Vec<String>>,
     /// Whether a cgroup can be killed by one write.
     cgroup_kill: Option<bool>,
+    /// The instance contains runs by shims, and not by cgroups.
+    shims: bool,
+    /// Whether such a run can have a PID namespace of its own, or why not.
+    isolation: Result<(), String>,
     /// Whether journald listens.
     journal: bool,
 }
@@ -42,6 +48,8 @@ impl Host {
         Self {
             controllers: highest.and_then(controllers_of),
             cgroup_kill: subtree.or_else(|| some_cgroup(root?)).map(|dir| dir.join("cgroup.kill").exists()),
+            shims: instance.is_some_and(|d| d.backend == Containment::Subtree.as_str()),
+            isolation: foreground::isolation(),
             journal: UnixDatagram::unbound().is_ok_and(|s| s.connect(JOURNAL).is_ok()),
             mount,
         }
@@ -51,10 +59,11 @@ impl Host {
     pub fn rows(&self) -> Vec<(&'static str, String)> {
         let mount = match &self.mount {
             Some((path, false)) => escape(&path.to_string_lossy()),
-            Some((path, true)) => format!("{}, read-only: no run can be contained", escape(&path.to_string_lossy())),
-            None => "not mounted: no run can be contained".to_owned(),
+            Some((path, true)) => format!("{}, read-only: no run can have a cgroup", escape(&path.to_string_lossy())),
+            None => "not mounted: no run can have a cgroup".to_owned(),
         };
         let kill = match self.cgroup_kill {
+            _ if self.shims => "by SIGKILL to each process below the shim, stopped before, until it has no child left",
             Some(true) => "by cgroup.kill",
             Some(false) => "one process after the other, until none is left: cgroup.kill needs Linux 5.14",
             None => "not known: there is no cgroup to look at",
@@ -63,10 +72,25 @@ impl Host {
             true => format!("journald listens at {JOURNAL}"),
             false => format!("nobody listens at {JOURNAL}: the audit is in the database alone"),
         };
-        vec![("cgroup2", mount), ("limits", self.limits()), ("kill", kill.to_owned()), ("journal", journal)]
+        let isolation = match &self.isolation {
+            Ok(()) => "isolate_pids can be had: a PID namespace for a run below a shim".to_owned(),
+            Err(why) => format!("isolate_pids cannot be had: {}", escape(why)),
+        };
+        vec![
+            ("cgroup2", mount),
+            ("limits", self.limits()),
+            ("kill", kill.to_owned()),
+            ("isolation", isolation),
+            ("journal", journal),
+        ]
     }
 
     fn limits(&self) -> String {
+        if self.shims {
+            return "memory_max for each process alone (RLIMIT_DATA); tasks_max with isolate_pids, for an ordinary user; not \
+                    cpu_max: no cgroup contains the runs"
+                .to_owned();
+        }
         let Some(missing) = self.missing() else { return "not known: there is no cgroup to look at".to_owned() };
         let limit = |name: &&str| CONTROLLERS.iter().find(|(c, _)| c == name).map_or("", |(_, limit)| limit);
         let has: Vec<&str> =
@@ -89,6 +113,8 @@ impl Host {
             "controllers": self.controllers,
             "controllers_missing": self.missing(),
             "cgroup_kill": self.cgroup_kill,
+            "isolate_pids": self.isolation.is_ok(),
+            "isolate_pids_missing": self.isolation.as_ref().err(),
             "journal": self.journal,
         })
     }
@@ -120,9 +146,14 @@ fn some_cgroup(root: &Path) -> Option<PathBuf> {
 mod tests {
     use super::*;
 
+    fn bare() -> Host {
+        let isolation = Err("no user namespaces".into());
+        Host { mount: None, controllers: None, cgroup_kill: None, shims: false, isolation, journal: false }
+    }
+
     fn host(controllers: Option<&str>) -> Host {
         let controllers = controllers.map(|c| c.split(' ').map(str::to_owned).collect());
-        Host { mount: Some(("/cg".into(), false)), controllers, cgroup_kill: Some(true), journal: false }
+        Host { mount: Some(("/cg".into(), false)), controllers, cgroup_kill: Some(true), ..bare() }
     }
 
     #[test]
@@ -138,13 +169,16 @@ mod tests {
 
     #[test]
     fn a_host_without_cgroup2_says_so() {
-        let none = Host { mount: None, controllers: None, cgroup_kill: None, journal: true };
+        let none = bare();
         assert!(none.rows()[0].1.starts_with("not mounted"));
         assert_eq!(none.json()["cgroup2_mount"], Value::Null);
     }
 
     #[test]
-    fn looking_needs_no_instance() {
-        assert_eq!(Host::look(None).rows().len(), 4);
+    fn where_shims_contain_runs_no_controller_is_named() {
+        let rows = Host { shims: true, ..host(Some("memory pids cpu")) }.rows();
+        assert!(rows[1].1.starts_with("memory_max for each process alone"), "{rows:?}");
+        assert!(rows[2].1.contains("SIGKILL to each process"), "{rows:?}");
+        assert_eq!(rows[3].1, "isolate_pids cannot be had: no user namespaces");
     }
 }

@@ -51,8 +51,9 @@ pub fn run(view: &RunView) -> Value {
         "phase": view.phase,
         "health": view.health,
         "health_reasons": reasons.collect::<Vec<_>>(),
-        "containment": view.containment,
-        "cgroup": view.cgroup.as_ref().map(|c| json!({"path": c.path, "inode": c.inode})),
+        "containment": view.spec.containment,
+        "cgroup": view.container.as_ref().and_then(|c| c.cgroup()).map(|c| json!({"path": c.path, "inode": c.inode})),
+        "shim": process(view.container.as_ref().and_then(|c| c.shim())),
         "frozen": view.frozen,
         "limits": {
             "init_timeout_usec": limits.init_timeout.map(usec),
@@ -62,12 +63,16 @@ pub fn run(view: &RunView) -> Value {
             "memory_max_bytes": limits.resources.memory_max_bytes,
             "tasks_max": limits.resources.tasks_max,
             "cpu_max_percent": limits.resources.cpu_max_percent,
+            "isolate_pids": limits.isolate_pids,
         },
         "deadlines": deadlines.collect::<Vec<_>>(),
         "usage": {
             "cpu_usec": view.usage.cpu_usec,
             "memory_bytes": view.usage.memory_bytes,
             "tasks": view.usage.tasks,
+            "io_read_bytes": view.usage.io_read_bytes,
+            "io_write_bytes": view.usage.io_write_bytes,
+            "activity_bytes": view.usage.activity_bytes,
         },
         "outcome": view.outcome.as_ref().map(outcome),
         "exit_status": view.outcome.as_ref().map(Outcome::exit_status),
@@ -171,6 +176,7 @@ pub fn report(r: &AuditReport) -> Value {
 
 /// An instance.
 pub fn instance(d: &Description) -> Map<String, Value> {
+    let backends = d.backends.iter().map(|(name, chosen, why)| json!({"backend": name, "chosen": chosen, "why": why}));
     let mut o = object(json!({
         "version": d.version,
         "pid": d.pid,
@@ -179,6 +185,7 @@ pub fn instance(d: &Description) -> Map<String, Value> {
         "state_dir": d.state_directory,
         "config_file": d.config_file,
         "backend": d.backend,
+        "backends": backends.collect::<Vec<_>>(),
         "cgroup": d.control_group,
         "health": d.health,
         "health_reasons": d.health_reasons,

@@ -26,6 +26,7 @@ pub fn request(args: &RunArgs) -> Result<LaunchRequest, Error> {
             memory_max_bytes: args.memory_max.map(|l| l.0),
             tasks_max: args.tasks_max.map(|l| l.0),
             cpu_max_percent: args.cpu_max.map(|l| percent(l.0)),
+            isolate_pids: args.isolate_pids.then_some(true),
         },
         reserved: None,
     })

@@ -95,6 +95,7 @@ fn serve(args: InstanceArgs, session: &Session) -> Done {
     let options = instance::Options {
         state_dir: session.state_dir().to_owned(),
         config: session.config().map(Into::into),
+        backend: session.backend(),
         foreground: false,
     };
     match instance::run(&options) {

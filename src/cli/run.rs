@@ -7,7 +7,7 @@
 //!                                          watch, until the run is over and its cgroup empty
 //! ```
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -18,9 +18,10 @@ use super::terminal::Terminal;
 use super::watch::{Ended, Signals, Watch};
 use super::{OWN_FAILURE, ending, exit_code, launch, runtime};
 use crate::bus::client::Client;
-use crate::launch::gate::{self, ExecError, Gated};
+use crate::launch::foreground::Child;
+use crate::launch::gate::ExecError;
 use crate::launch::orphans;
-use crate::model::{Error, ErrorKind, ExitStatus, LaunchRequest, Outcome, RunId};
+use crate::model::{Error, ErrorKind, ExitStatus, LaunchRequest, Outcome, Reserved, RunId, RunView};
 
 /// How long to wait until the command is executed. A file on a network that hangs, or a run that is frozen at once, must
 /// not keep us from hearing ^C; how it ends tells whether it was executed.
@@ -63,12 +64,21 @@ fn run(args: &RunArgs, session: &Session, out: &Output) -> Result<i32, Error> {
     if let Some(terminal) = terminal {
         terminal.restore();
     }
-    let (run, executed, ended) = ended?;
-    tell(run, executed, ended)
+    tell(ended?)
+}
+
+/// What a foreground run came to.
+struct Came {
+    run: Option<RunId>,
+    /// Whether its command was executed.
+    executed: Result<(), ExecError>,
+    ended: Ended,
+    /// How many of its notices were told when it began.
+    told: usize,
 }
 
 /// Says how the run ended, if there is something to say, and gives its exit status.
-fn tell(run: Option<RunId>, executed: Result<(), ExecError>, ended: Ended) -> Result<i32, Error> {
+fn tell(Came { run, executed, ended, told }: Came) -> Result<i32, Error> {
     if let Err(e) = executed {
         complain(&e.to_string());
         return Ok(e.exit_status());
@@ -80,9 +90,7 @@ fn tell(run: Option<RunId>, executed: Result<(), ExecError>, ended: Ended) -> Re
             Ok(128 + signal as i32)
         }
         Ended::Over(view) => {
-            for notice in &view.notices {
-                note(escape(notice));
-            }
+            tell_notices(&view, told);
             ending::sentences(&view).iter().for_each(note);
             let outcome = view.outcome.as_ref();
             outcome.map(|o| o.exit_status()).ok_or_else(|| Error::internal(format!("{run} is over without outcome")))
@@ -98,15 +106,37 @@ fn tell(run: Option<RunId>, executed: Result<(), ExecError>, ended: Ended) -> Re
     }
 }
 
+/// Tells what could not be done as asked, but for what was told before. Gives how many there are.
+fn tell_notices(view: &RunView, told: usize) -> usize {
+    for notice in view.notices.iter().skip(told) {
+        note(escape(notice));
+    }
+    view.notices.len()
+}
+
+/// Tells of limits that are not in force, if there are any limits: before the command is executed, or just after that.
+async fn tell_limits(client: &Client, reserved: Reserved) -> Result<usize, Error> {
+    match reserved.limited {
+        true => client.show(&reserved.run.to_string()).await.map(|view| tell_notices(&view, 0)),
+        false => Ok(0),
+    }
+}
+
 /// Starts a detached run, once: the id that was reserved tells whether an instance that died had begun it.
 async fn detached(session: &Session, mut request: LaunchRequest) -> Result<RunId, Error> {
     let mut last = None;
     for _ in 0..LAUNCHES {
-        let (client, run, _) = reserve(session).await?;
+        let (client, reserved, _) = reserve(session, &request).await?;
+        let run = reserved.run;
         request.reserved = Some(run);
         match client.start(&request).await {
             Err(e) if e.kind == ErrorKind::Unavailable => last = Some(e),
-            answer => return answer,
+            Err(e) => return Err(e),
+            Ok(run) => {
+                // It runs, whether they can be told or not.
+                let _ = tell_limits(&client, reserved).await;
+                return Ok(run);
+            }
         }
         match session.connect().await?.show(&run.to_string()).await {
             Ok(view) => {
@@ -122,32 +152,36 @@ async fn detached(session: &Session, mut request: LaunchRequest) -> Result<RunId
     Err(last.unwrap_or_else(|| Error::internal("nothing was launched")))
 }
 
-/// Contains, executes and watches the command. Gives its run, unless there is none, and whether it was executed.
+/// Contains, executes and watches the command.
 async fn foreground(
     session: &Session,
     request: LaunchRequest,
     env: Vec<Vec<u8>>,
     signals: Signals,
     terminal: Option<&Terminal>,
-) -> Result<(Option<RunId>, Result<(), ExecError>, Ended), Error> {
+) -> Result<Came, Error> {
     let attach = async {
-        let (client, run, cgroup) = reserve(session).await?;
-        let child = gated(&request, env, run, cgroup.as_ref().map(AsFd::as_fd))?;
+        let (client, reserved, container) = reserve(session, &request).await?;
+        let run = reserved.run;
+        let child = Child::start(&request, env, reserved, container)?;
         let request = LaunchRequest { reserved: Some(run), ..request };
-        client.attach(&request, child.pidfd().as_fd()).await?;
-        Ok::<_, Error>((client, run, child))
+        client.attach(&request, child.pidfd()).await?;
+        let told = tell_limits(&client, reserved).await.unwrap_or(0);
+        Ok::<_, Error>((client, run, child, told))
     };
-    let (client, run, mut child) = tokio::select! {
+    let (client, run, mut child, told) = tokio::select! {
         attached = attach => attached?,
         // An instance that does not answer must not hold up ^C. The gate closes; an attached run ends with its process.
-        signal = signals.first() => return Ok((None, Ok(()), Ended::BeforeItBegan(signal?))),
+        signal = signals.first() => {
+            return Ok(Came { run: None, executed: Ok(()), ended: Ended::BeforeItBegan(signal?), told: 0 });
+        }
     };
     let executed = child.open(Some(EXEC_WAIT));
     let ended = Watch::new(session, run, &child, signals, terminal)?.until_over(client).await?;
     if !reap_all().await {
         tell_of_escapees(run);
     }
-    Ok((Some(run), executed, ended))
+    Ok(Came { run: Some(run), executed, ended, told })
 }
 
 /// Reaps what was orphaned and killed. The cgroup is empty a moment before its last processes are zombies; children that
@@ -171,23 +205,14 @@ fn tell_of_escapees(run: RunId) {
 }
 
 /// Connects and reserves the run. An idle instance may exit just then: the next one is asked.
-async fn reserve(session: &Session) -> Result<(Client, RunId, Option<OwnedFd>), Error> {
-    let reserve = async |client: Client| client.reserve().await.map(|(run, cgroup)| (client, run, cgroup));
+async fn reserve(session: &Session, request: &LaunchRequest) -> Result<(Client, Reserved, Option<OwnedFd>), Error> {
+    let request = LaunchRequest { env: Vec::new(), reserved: None, ..request.clone() };
+    let reserve = async |client: Client| {
+        let reserved = client.reserve(&request).await;
+        reserved.map(|(reserved, container)| (client, reserved, container))
+    };
     match reserve(session.connect().await?).await {
         Err(e) if e.kind == ErrorKind::Unavailable => reserve(session.connect().await?).await,
         reserved => reserved,
     }
-}
-
-/// The command behind its gate, with the run's id in its environment: the mark by which it is known.
-fn gated(
-    request: &LaunchRequest,
-    mut env: Vec<Vec<u8>>,
-    run: RunId,
-    cgroup: Option<BorrowedFd<'_>>,
-) -> Result<Gated, Error> {
-    env.retain(|e| !e.starts_with(b"GUARDIAN_RUN_ID="));
-    env.push(format!("GUARDIAN_RUN_ID={run}").into_bytes());
-    gate::foreground(&request.argv, env, cgroup)
-        .map_err(|e| Error::new(ErrorKind::LaunchFailed, format!("cannot start a process: {e}")))
 }

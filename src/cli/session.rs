@@ -13,7 +13,7 @@ use super::args::Global;
 use super::inherited;
 use crate::bus::client::{Client, connect_socket};
 use crate::daemon::state_dir;
-use crate::model::{Error, ErrorKind};
+use crate::model::{Containment, Error, ErrorKind};
 
 /// The time that a started instance has until it answers.
 const START: Duration = Duration::from_secs(10);
@@ -26,6 +26,7 @@ const AGAIN: Duration = Duration::from_millis(200);
 pub struct Session {
     state_dir: PathBuf,
     config: Option<PathBuf>,
+    backend: Option<Containment>,
 }
 
 impl Session {
@@ -39,7 +40,7 @@ impl Session {
         };
         let config = global.config.clone().or_else(|| set("GUARDIAN_CONFIG"));
         let config = config.as_deref().map(absolute).transpose()?;
-        Ok(Self { state_dir: absolute(&dir)?, config })
+        Ok(Self { state_dir: absolute(&dir)?, config, backend: global.backend })
     }
 
     /// The state directory.
@@ -50,6 +51,11 @@ impl Session {
     /// The configuration file that was named.
     pub fn config(&self) -> Option<&Path> {
         self.config.as_deref()
+    }
+
+    /// The backend that was insisted on.
+    pub fn backend(&self) -> Option<Containment> {
+        self.backend
     }
 
     /// The instance's socket.
@@ -67,7 +73,20 @@ impl Session {
                 return Err(Error::new(ErrorKind::Unavailable, format!("cannot connect to {}: {e}", socket.display())));
             }
         };
-        Client::over(stream).await
+        let client = Client::over(stream).await?;
+        if let Some(wanted) = self.backend {
+            let has = client.backend().await?;
+            if has != wanted {
+                return Err(Error::new(
+                    ErrorKind::InvalidArgument,
+                    format!(
+                        "the instance contains runs by {has}, not by {wanted}: leave out --backend, or stop the instance \
+                         first (`guardian doctor` tells its pid; SIGTERM stops it, and its runs live on)"
+                    ),
+                ));
+            }
+        }
+        Ok(client)
     }
 
     /// Asks the instance, and once more where the connection was lost: an idle instance may exit just then.
@@ -125,6 +144,9 @@ impl Session {
         command.arg("instance").arg("--detach").arg("--state-dir").arg(&self.state_dir);
         if let Some(config) = &self.config {
             command.arg("--config").arg(config);
+        }
+        if let Some(backend) = self.backend {
+            command.arg("--backend").arg(backend.as_str());
         }
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(writing).current_dir("/");
         let status = unparented(|| command.status())?;

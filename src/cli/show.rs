@@ -6,7 +6,7 @@ use super::output::{Output, Tone, command_line, escape, health_tone, human_size,
 use super::session::Session;
 use super::{Done, json, list};
 use crate::bus::client::Client;
-use crate::model::{Phase, ProcessSeen, Receipt, RunView, human_duration};
+use crate::model::{ContainerId, Phase, ProcessSeen, Receipt, RunView, human_duration};
 
 /// Shows runs, each read anew, live ones with their processes.
 pub async fn main(runs: &[String], session: &Session, out: &Output) -> Done {
@@ -71,7 +71,10 @@ fn text(view: &RunView, processes: &[ProcessSeen], out: &Output) -> std::io::Res
     row("memory_max", limits.resources.memory_max_bytes.map_or_else(off, human_size))?;
     row("tasks_max", limits.resources.tasks_max.map_or_else(off, |n| n.to_string()))?;
     row("cpu_max", limits.resources.cpu_max_percent.map_or_else(off, |p| format!("{p} %")))?;
-    row("contained by", contained_by(view))?;
+    row("containment", contained_by(view))?;
+    if limits.isolate_pids {
+        row("isolate_pids", "yes".to_owned())?;
+    }
     if let Some(client) = spec.client {
         row("client", format!("pid {}", client.pid))?;
     }
@@ -84,6 +87,9 @@ fn text(view: &RunView, processes: &[ProcessSeen], out: &Output) -> std::io::Res
     row("cpu", view.usage.cpu_usec.map_or_else(list::unknown, |u| human_duration(Duration::from_micros(u))))?;
     row("memory", view.usage.memory_bytes.map_or_else(list::unknown, human_size))?;
     row("tasks", view.usage.tasks.map_or_else(list::unknown, |n| n.to_string()))?;
+    let size = |bytes: Option<u64>| bytes.map_or_else(list::unknown, human_size);
+    row("storage", format!("{} read, {} written", size(view.usage.io_read_bytes), size(view.usage.io_write_bytes)))?;
+    row("activity", format!("{} through read and write calls", size(view.usage.activity_bytes)))?;
     for notice in &view.notices {
         row("notice", escape(notice))?;
     }
@@ -99,8 +105,12 @@ fn text(view: &RunView, processes: &[ProcessSeen], out: &Output) -> std::io::Res
 }
 
 fn contained_by(view: &RunView) -> String {
-    let path = view.cgroup.as_ref().map(|c| format!(" {}", escape(&c.path.to_string_lossy())));
-    format!("{}{}", view.containment.as_str(), path.unwrap_or_default())
+    let holder = match &view.container {
+        Some(ContainerId::Cgroup(cgroup)) => format!(" {}", escape(&cgroup.path.to_string_lossy())),
+        Some(ContainerId::Subtree { shim: Some(shim), .. }) => format!(", shim pid {}", shim.pid),
+        Some(ContainerId::Subtree { shim: None, .. }) | None => String::new(),
+    };
+    format!("{}{holder}", view.spec.containment)
 }
 
 fn since(from: u64, to: u64) -> String {

@@ -15,7 +15,6 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigmaskHow, Signal, pthread_sigmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{Pid, getpgid, getpgrp, getpid, getppid};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -24,14 +23,15 @@ use super::output::{escape, note};
 use super::session::Session;
 use super::terminal::{Terminal, not_ignored};
 use crate::bus::client::Client;
-use crate::launch::gate::Gated;
-use crate::launch::orphans;
-use crate::model::{Error, ErrorKind, ExitStatus, KillMode, RunId, RunView};
+use crate::launch::foreground::Child;
+use crate::model::{Error, ErrorKind, ExitStatus, KillMode, Phase, RunId, RunView};
 
 /// `si_code` of a signal that the kernel sent: ^C typed on the terminal, not kill(2).
 const SI_KERNEL: i32 = 0x80;
 /// How long a command has to act on a ^C that was typed, before it becomes a graceful kill.
 const MOMENT: Duration = Duration::from_secs(1);
+/// How long a command that is stopped is left to what stopped it, before it is taken to have stopped itself.
+const STOPPED: Duration = Duration::from_millis(100);
 /// So many failures in a row, some 3 s, and the command is said to be unwatched.
 const FAILURES: u32 = 6;
 /// How long an instance may take to hear of an exit or a kill: it answers in milliseconds, or a second for its record.
@@ -54,7 +54,7 @@ pub enum Ended {
 pub struct Watch<'a> {
     session: &'a Session,
     run: RunId,
-    child: &'a Gated,
+    child: &'a Child,
     terminal: Option<&'a Terminal>,
     signals: Signals,
     readable: AsyncFd<OwnedFd>,
@@ -63,6 +63,8 @@ pub struct Watch<'a> {
     wanted: Option<(KillMode, String)>,
     /// When a ^C that was left to the command becomes a kill.
     patience_ends: Option<tokio::time::Instant>,
+    /// When to look whether the command, which was seen to be stopped, has stopped itself.
+    stop_seen: Option<tokio::time::Instant>,
     failures: u32,
 }
 
@@ -78,7 +80,7 @@ impl<'a> Watch<'a> {
     pub fn new(
         session: &'a Session,
         run: RunId,
-        child: &'a Gated,
+        child: &'a Child,
         signals: Signals,
         terminal: Option<&'a Terminal>,
     ) -> Result<Self, Error> {
@@ -93,6 +95,7 @@ impl<'a> Watch<'a> {
             exited: None,
             wanted: None,
             patience_ends: None,
+            stop_seen: None,
             failures: 0,
         })
     }
@@ -143,15 +146,33 @@ impl<'a> Watch<'a> {
             if let Some((mode, reason)) = self.wanted.clone().filter(|_| news.wanted) {
                 Self::heard(client.kill(&id, mode, &reason)).await?;
             }
-            let patience = self.patience_ends.unwrap_or_else(tokio::time::Instant::now);
+            let at = |time: Option<tokio::time::Instant>| time.unwrap_or_else(tokio::time::Instant::now);
+            let (patience, stop) = (at(self.patience_ends), at(self.stop_seen));
             news = tokio::select! {
                 ended = &mut over => return ended,
                 () = tokio::time::sleep_until(patience), if self.patience_ends.is_some() => self.out_of_patience(),
+                () = tokio::time::sleep_until(stop), if self.stop_seen.is_some() => {
+                    self.stop_seen = None;
+                    if !Self::is_held(client, &id).await? {
+                        self.stop_with_the_command();
+                    }
+                    News::default()
+                }
                 ready = self.readable.readable() => {
                     ready.map_err(cannot_wait)?.clear_ready();
                     self.news()
                 }
             };
+        }
+    }
+
+    /// Whether it is the instance that has stopped the processes: to freeze them, or to end them. In a subtree it does that
+    /// by SIGSTOP, which looks like a command that stops itself.
+    async fn is_held(client: &Client, id: &str) -> Result<bool, Error> {
+        match tokio::time::timeout(PATIENCE, client.show(id)).await {
+            Ok(Ok(view)) => Ok(view.frozen || view.phase >= Phase::Stopping),
+            Ok(Err(e)) => Err(e),
+            Err(_) => Ok(false),
         }
     }
 
@@ -196,17 +217,14 @@ impl<'a> Watch<'a> {
     /// Ends the command as well as we can without an instance, which reaches the rest of the run.
     fn end_unwatched(&self) {
         match &self.wanted {
-            Some((KillMode::Graceful, _)) if self.failures >= FAILURES => self.pass_on(Signal::SIGTERM),
-            Some((KillMode::Force, _)) if self.failures >= FAILURES => self.pass_on(Signal::SIGKILL),
+            Some((KillMode::Graceful, _)) if self.failures >= FAILURES => self.child.signal(Signal::SIGTERM),
+            Some((KillMode::Force, _)) if self.failures >= FAILURES => self.child.signal(Signal::SIGKILL),
             _ => {}
         }
     }
 
     fn reap(&mut self) {
-        let main = self.child.id().pid;
-        let exited = &mut self.exited;
-        // The first with its pid: reaped, the pid may become another's.
-        orphans::reap(|pid, status| *exited = exited.or((pid == main).then_some(status)));
+        self.exited = self.exited.or_else(|| self.child.reap());
     }
 
     /// Takes in every signal that came.
@@ -217,7 +235,7 @@ impl<'a> Watch<'a> {
             match signal {
                 Signal::SIGCHLD => children = true,
                 Signal::SIGCONT => continued = true,
-                Signal::SIGUSR1 | Signal::SIGUSR2 => self.pass_on(signal),
+                Signal::SIGUSR1 | Signal::SIGUSR2 => self.child.signal(signal),
                 signal if self.is_the_commands(signal, code) => {}
                 signal => {
                     // Whoever asks again has lost patience.
@@ -280,31 +298,26 @@ impl<'a> Watch<'a> {
     /// A command that stops itself alone (`suspend` of a shell, `~^Z` of ssh) stops the job: a shell with job control sees
     /// it by our stopping. SIGTSTP does nothing where no such shell is our parent. And whoever continues us means the
     /// command, which may be in a process group of its own.
-    fn stop_or_continue(&self, children: bool, continued: bool) {
-        if !(children || continued) || self.exited.is_some() || !self.command_is_stopped() {
+    fn stop_or_continue(&mut self, children: bool, continued: bool) {
+        if !(children || continued) || self.exited.is_some() || !self.child.is_stopped() {
             return;
         }
         if continued {
-            self.pass_on(Signal::SIGCONT);
-        } else if self.terminal.is_some() && getpgid(Some(getppid())) != Ok(getpgrp()) {
+            self.child.signal(Signal::SIGCONT);
+        } else if self.stop_seen.is_none() {
+            self.stop_seen = Some(tokio::time::Instant::now() + STOPPED);
+        }
+    }
+
+    fn stop_with_the_command(&self) {
+        let is_job = self.terminal.is_some() && getpgid(Some(getppid())) != Ok(getpgrp());
+        if is_job && self.exited.is_none() && self.child.is_stopped() {
             let _ = nix::sys::signal::kill(getpid(), Signal::SIGTSTP);
         }
     }
 
-    fn command_is_stopped(&self) -> bool {
-        let flags = WaitPidFlag::WSTOPPED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-        matches!(waitid(Id::Pid(self.main()), flags), Ok(WaitStatus::Stopped(..)))
-    }
-
     fn main(&self) -> Pid {
-        Pid::from_raw(i32::try_from(self.child.id().pid).unwrap_or(0))
-    }
-
-    /// Sends a signal to the command, which may be gone.
-    fn pass_on(&self, signal: Signal) {
-        if let Some(signal) = rustix::process::Signal::from_named_raw(signal as i32) {
-            let _ = rustix::process::pidfd_send_signal(self.child.pidfd(), signal);
-        }
+        Pid::from_raw(i32::try_from(self.child.pid()).unwrap_or(0))
     }
 }
 

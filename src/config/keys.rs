@@ -9,7 +9,7 @@ use super::Config;
 use super::values::{
     OFF, clip, parse_count_or_off, parse_duration_or_off, parse_percent_or_off, parse_size, parse_size_or_off,
 };
-use crate::model::{LimitUpdate, parse_duration};
+use crate::model::{Containment, LimitUpdate, parse_duration};
 
 /// What a key does with its value, or why it refuses it.
 type Set<T> = fn(&mut T, &DeValue<'_>) -> Result<(), String>;
@@ -31,6 +31,7 @@ pub(super) const LIMITS: &Keys<LimitUpdate> = &[
     ("memory_max", |l, v| put(&mut l.memory_max_bytes, number_or_text(v).and_then(|t| parse_size_or_off(&t)))),
     ("tasks_max", |l, v| put(&mut l.tasks_max, number_or_text(v).and_then(|t| parse_count_or_off(&t)))),
     ("cpu_max", |l, v| put(&mut l.cpu_max_percent, text(v).and_then(parse_percent_or_off))),
+    ("isolate_pids", |l, v| put(&mut l.isolate_pids, truth(v))),
 ];
 
 /// `[instance]`.
@@ -52,6 +53,14 @@ pub(super) const INSTANCE: &Keys<Config> = &[
         let refuse = || "must be a whole number, 1 to 1000000".to_owned();
         let n = v.as_integer().ok_or_else(refuse)?.to_string().parse().map_err(|_| refuse())?;
         c.instance.max_runs = if (1..=1_000_000).contains(&n) { n } else { return Err(refuse()) };
+        Ok(())
+    }),
+    ("backend", |c, v| {
+        let name = text(v)?;
+        c.instance.backend = match name {
+            "auto" => None,
+            name => Some(name.parse::<Containment>().map_err(|e| format!("{e}, nor auto"))?),
+        };
         Ok(())
     }),
     ("cgroup", |c, v| {
@@ -103,6 +112,10 @@ fn text<'a>(value: &'a DeValue<'_>) -> Result<&'a str, String> {
         DeValue::Boolean(false) => format!("write \"{OFF}\", in quotes, to turn a limit off"),
         _ => format!("must be a text in quotes, not {}", kind(value)),
     })
+}
+
+fn truth(value: &DeValue<'_>) -> Result<bool, String> {
+    value.as_bool().ok_or_else(|| format!("must be true or false, without quotes, not {}", kind(value)))
 }
 
 /// Counts and sizes may be written without quotes.

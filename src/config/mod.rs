@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::model::{LimitUpdate, Limits, Readiness, Resources, Retention};
+use crate::model::{Containment, LimitUpdate, Limits, Readiness, Resources, Retention};
 
 mod keys;
 mod load;
@@ -58,6 +58,8 @@ pub struct InstanceSettings {
     pub log_max_bytes: u64,
     /// How many runs may be live at once.
     pub max_runs: usize,
+    /// The backend that is insisted on; none: the strongest that can be had.
+    pub backend: Option<Containment>,
 }
 
 impl Config {
@@ -83,6 +85,7 @@ impl Config {
                 grace: Duration::ZERO,
                 readiness: Readiness::default(),
                 resources: Resources::default(),
+                isolate_pids: false,
             },
             workflows: BTreeMap::new(),
             instance: InstanceSettings {
@@ -90,6 +93,7 @@ impl Config {
                 idle_exit: None,
                 log_max_bytes: 0,
                 max_runs: 0,
+                backend: None,
             },
             retention: Retention { max_age: None, max_bytes: None },
             cgroup: None,

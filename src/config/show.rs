@@ -4,11 +4,11 @@ use std::fmt::{self, Display, Formatter};
 use std::time::Duration;
 
 use super::Config;
-use crate::model::{LimitUpdate, Limits};
+use crate::model::{Containment, LimitUpdate, Limits};
 
 impl Display for Config {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let Limits { init_timeout, max_runtime, grace, readiness, resources } = &self.defaults;
+        let Limits { init_timeout, max_runtime, grace, readiness, resources, isolate_pids } = &self.defaults;
         let defaults = LimitUpdate {
             init_timeout: Some(*init_timeout),
             max_runtime: Some(*max_runtime),
@@ -17,6 +17,7 @@ impl Display for Config {
             memory_max_bytes: Some(resources.memory_max_bytes),
             tasks_max: Some(resources.tasks_max),
             cpu_max_percent: Some(resources.cpu_max_percent),
+            isolate_pids: Some(*isolate_pids),
         };
         section(f, "defaults", &defaults)?;
         for (name, update) in &self.workflows {
@@ -29,6 +30,7 @@ impl Display for Config {
         writeln!(f, "idle_exit = {}", or_off(instance.idle_exit.map(duration)))?;
         writeln!(f, "log_max = {}", size(instance.log_max_bytes))?;
         writeln!(f, "max_runs = {}", instance.max_runs)?;
+        writeln!(f, "backend = \"{}\"", instance.backend.map_or("auto", Containment::as_str))?;
         let cgroup = self.cgroup.as_ref().map_or_else(|| "auto".into(), |path| path.to_string_lossy());
         writeln!(f, "cgroup = {}", toml::Value::from(cgroup.as_ref()))?;
         writeln!(f, "\n[retention]")?;
@@ -46,7 +48,8 @@ fn section(f: &mut Formatter<'_>, name: &str, limits: &LimitUpdate) -> fmt::Resu
     put("readiness", limits.readiness.map(|r| format!("\"{}\"", r.as_str())))?;
     put("memory_max", limits.memory_max_bytes.map(|m| or_off(m.map(size))))?;
     put("tasks_max", limits.tasks_max.map(|t| or_off(t.map(|t| t.to_string()))))?;
-    put("cpu_max", limits.cpu_max_percent.map(|c| or_off(c.map(|c| format!("\"{c}%\"")))))
+    put("cpu_max", limits.cpu_max_percent.map(|c| or_off(c.map(|c| format!("\"{c}%\"")))))?;
+    put("isolate_pids", limits.isolate_pids.map(|isolate| isolate.to_string()))
 }
 
 /// A key that is not a bare one is quoted.
@@ -89,7 +92,7 @@ mod tests {
     fn what_is_shown_loads_to_the_same() {
         let dir = tempfile::tempdir().unwrap();
         let (given, shown) = (dir.path().join("given.toml"), dir.path().join("shown.toml"));
-        let text = "[defaults]\nmemory_max = \"2G\"\n[workflow.\"a.b\"]\ncpu_max = \"150%\"\ntasks_max = 5\ninit_timeout = \"off\"\n[instance]\nidle_exit = \"off\"\n";
+        let text = "[defaults]\nmemory_max = \"2G\"\n[workflow.\"a.b\"]\ncpu_max = \"150%\"\ntasks_max = 5\ninit_timeout = \"off\"\nisolate_pids = true\n[instance]\nbackend = \"subtree\"\nidle_exit = \"off\"\n";
         fs::write(&given, text).unwrap();
         let config = Config::load(&[given]).unwrap();
         fs::write(&shown, config.to_string()).unwrap();

@@ -37,6 +37,7 @@ fn the_built_in_file_names_every_key_and_gives_the_documented_defaults() {
         idle_exit: Some(Duration::from_secs(60)),
         log_max_bytes: 64 << 20,
         max_runs: 10_000,
+        backend: None,
     };
     assert_eq!(config.instance, instance);
     assert_eq!(config.retention.max_age, Some(Duration::from_secs(90 * 86_400)));
@@ -55,9 +56,9 @@ fn the_built_in_file_names_every_key_and_gives_the_documented_defaults() {
 fn every_key_takes_its_values() {
     let config = load(
         "[defaults]\ninit_timeout = \"off\"\nmax_runtime = \"2h\"\ngrace = \"0s\"\nreadiness = \"exec\"\n\
-         memory_max = \"2G\"\ntasks_max = 512\ncpu_max = \"150%\"\n\
+         memory_max = \"2G\"\ntasks_max = 512\ncpu_max = \"150%\"\nisolate_pids = true\n\
          [workflow.x]\nmemory_max = 4096\ntasks_max = \"off\"\ncpu_max = \"off\"\n\
-         [instance]\nsample_interval = \"60s\"\nidle_exit = \"off\"\nlog_max = \"64K\"\nmax_runs = 1\n\
+         [instance]\nsample_interval = \"60s\"\nidle_exit = \"off\"\nlog_max = \"64K\"\nmax_runs = 1\nbackend = \"subtree\"\n\
          cgroup = \"/sys/fs/cgroup/mine\"\n[retention]\nmax_age = \"off\"\nmax_size = \"off\"\n",
     )
     .unwrap();
@@ -69,6 +70,7 @@ fn every_key_takes_its_values() {
     let resources = Resources { memory_max_bytes: Some(4096), tasks_max: None, cpu_max_percent: None };
     assert_eq!(config.limits("x").resources, resources);
     assert_eq!((config.instance.idle_exit, config.instance.max_runs), (None, 1));
+    assert_eq!((config.instance.backend, config.defaults.isolate_pids), (Some(Containment::Subtree), true));
     assert_eq!(config.cgroup.as_deref(), Some(Path::new("/sys/fs/cgroup/mine")));
     assert_eq!(config.retention, Retention { max_age: None, max_bytes: None });
 }
@@ -96,7 +98,7 @@ zzz = 1
             "4:14 defaults.memory_max: \"-1\" is not a size: write it as 512M or 2G (powers of 1024), or off",
             "7:15 workflow.builder.max_runtime: zero leaves no time at all: write off to have no limit",
             "8:1 workflow.builder.zzz: is not a key of the configuration: known here are init_timeout, max_runtime, \
-             grace, readiness, memory_max, tasks_max, cpu_max",
+             grace, readiness, memory_max, tasks_max, cpu_max, isolate_pids",
             "10:11 workflow.a/b: \"a/b\" cannot name a workflow: use 1 to 64 letters, digits, `_`, `.` and `-`, the \
              first not `.` or `-`",
             "11:2 instanse: is not a table of the configuration: did you mean instance?",
@@ -128,6 +130,9 @@ fn what_is_out_of_range_or_of_another_kind_is_refused() {
         "[instance]\nmax_runs = 0",
         "[instance]\nmax_runs = 1000001",
         "[instance]\nmax_runs = \"5\"",
+        "[instance]\nbackend = \"cgroup\"",
+        "[instance]\nbackend = 1",
+        "[defaults]\nisolate_pids = \"true\"",
         "[instance]\ncgroup = \"relative\"",
         "[instance]\ncgroup = \"/sys/../etc\"",
         "[retention]\nmax_age = \"59m\"",

@@ -25,12 +25,14 @@ pub struct Caller {
 /// A request.
 #[derive(Debug)]
 pub enum Command {
-    /// Give the caller an id for a foreground run and, where cgroups are ours, the run's cgroup, so that the gated child
-    /// can begin its life in it: to move it there takes 8 to 15 ms on an idle host. Answered with [`Answer::Run`]; the
-    /// id is the caller's for a few seconds.
+    /// Give the caller an id for a run and what its command is to be started in: where cgroups are ours, the run's cgroup,
+    /// so that the gated child can begin its life in it (to move it there takes 8 to 15 ms on an idle host); where there
+    /// are none, the record for a shim. Answered with [`Answer::Reserved`]; the id is the caller's for a few seconds.
     Reserve {
-        /// Where the descriptor of the cgroup goes.
-        cgroup: oneshot::Sender<OwnedFd>,
+        /// What is going to be started.
+        request: LaunchRequest,
+        /// Where the descriptor goes.
+        container: oneshot::Sender<OwnedFd>,
     },
     /// Contain a gated child of the caller: a foreground run, which lives and dies with the caller.
     Attach {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::engine::{Effect, Engine, Event, Record, Removal, ReplyTo, Ticket};
 use crate::failpoint;
-use crate::kernel::{Exec, Kernel, KernelError, Notice, Role};
+use crate::kernel::{Attached, Exec, Kernel, KernelError, Notice, Role};
 use crate::model::{Actor, Answer, AuditEvent, Error, ErrorKind, Phase, RunId, RunSpec, RunView};
 use crate::store::{Batch, Write};
 
@@ -41,8 +41,10 @@ pub struct Held<K: Kernel> {
     pub main: Option<K::Process>,
     /// The client of a foreground run.
     pub client: Option<K::Process>,
-    /// Its cgroup.
-    pub cgroup: Option<K::Cgroup>,
+    /// What holds it together.
+    pub container: Option<K::Container>,
+    /// What its container could not do as asked, until it is contained.
+    pub notices: Vec<String>,
     /// What it uses.
     pub usage: Arc<UsageCell>,
 }
@@ -50,7 +52,7 @@ pub struct Held<K: Kernel> {
 impl<K: Kernel> Held<K> {
     /// The processes of a foreground run that is to be contained, or of one that is adopted.
     pub fn new(main: Option<K::Process>, client: Option<K::Process>) -> Self {
-        Self { exec: None, main, client, cgroup: None, usage: Arc::default() }
+        Self { exec: None, main, client, container: None, notices: Vec::new(), usage: Arc::default() }
     }
 
     /// What a detached run is to execute.
@@ -75,7 +77,7 @@ pub struct Driver<K: Kernel, R: Recorder> {
     next_full_read: Option<RunId>,
     boot_id: String,
     next_capped: Option<RunId>,
-    stale: Vec<K::Cgroup>,
+    stale: Vec<K::Container>,
     childless: bool,
     totals: (u64, u64),
     /// What the store could not take, in order. Bounded by the number of live runs: without a record none is launched.
@@ -137,10 +139,10 @@ impl<K: Kernel, R: Recorder> Driver<K, R> {
         }
     }
 
-    /// Removes the cgroup that was made ahead for a run, if the run was not launched into it.
+    /// Removes the container that was made ahead for a run, if the run was not launched into it.
     pub fn unreserve(&mut self, run: RunId) {
-        if let Some(cgroup) = self.kernel.unreserve(run) {
-            self.discard(cgroup);
+        if let Some(container) = self.kernel.unreserve(run) {
+            self.discard(container);
         }
     }
 
@@ -178,12 +180,16 @@ impl<K: Kernel, R: Recorder> Driver<K, R> {
         match notice {
             Notice::ProcessExited(run, Role::Main) => {
                 let Some(held) = self.held.get(&run) else { return };
-                let status = held.main.as_ref().and_then(|p| self.kernel.exit_status(p));
-                let oom = held.cgroup.as_ref().is_some_and(|c| self.kernel.oom_kills(c) > 0);
+                let status = self.kernel.exit_status(held.container.as_ref(), held.main.as_ref());
+                let oom = held.container.as_ref().is_some_and(|c| self.kernel.oom_kills(c) > 0);
                 self.handle(Event::MainExited { run, status, oom });
             }
             Notice::ProcessExited(run, Role::Client) => self.handle(Event::ClientGone(run)),
-            Notice::CgroupChanged(run) => self.look(run),
+            Notice::ContainerChanged(run) => self.look(run),
+            Notice::Attached(run) => {
+                let event = self.complete(run).unwrap_or_else(|e| self.not_contained(run, &e));
+                self.queue.push_back(event);
+            }
             Notice::Woken => {}
         }
         self.drain();
@@ -230,14 +236,14 @@ impl<K: Kernel, R: Recorder> Driver<K, R> {
             }
             Effect::Probe(run) => {
                 let log = self.engine.run(run).and_then(|r| r.spec.log.clone());
-                let cgroup = self.held.get(&run).and_then(|h| h.cgroup.as_ref());
-                let output = cgroup.is_some_and(|c| self.kernel.has_output(c, log.as_deref()));
+                let container = self.held.get(&run).and_then(|h| h.container.as_ref());
+                let output = container.is_some_and(|c| self.kernel.has_output(c, log.as_deref()));
                 self.queue.push_back(Event::Probed { run, output });
             }
             Effect::Look(run) => self.look(run),
             Effect::Inspect(run) => {
-                let cgroup = self.held.get(&run).and_then(|h| h.cgroup.as_ref());
-                let evidence = cgroup.map(|c| self.kernel.evidence(c, EVIDENCE_BUDGET)).unwrap_or_default();
+                let container = self.held.get(&run).and_then(|h| h.container.as_ref());
+                let evidence = container.map(|c| self.kernel.evidence(c, EVIDENCE_BUDGET)).unwrap_or_default();
                 self.queue.push_back(Event::Inspected { run, evidence });
                 self.pass("kill.evidence");
             }
@@ -246,28 +252,28 @@ impl<K: Kernel, R: Recorder> Driver<K, R> {
                 self.queue.push_back(Event::Terminated { run, processes, trouble });
                 self.pass("kill.terminated");
             }
-            Effect::KillCgroup(run) => {
+            Effect::Kill(run) => {
                 let (processes, trouble) = self.act(run, K::kill);
-                self.queue.push_back(Event::CgroupKilled { run, processes, trouble });
+                self.queue.push_back(Event::Killed { run, processes, trouble });
                 self.pass("kill.killed");
             }
             Effect::Freeze { run, frozen, actor, reply } => {
-                let cgroup = self.held.get(&run).and_then(|h| h.cgroup.as_ref());
-                let result = match cgroup.map(|c| self.kernel.freeze(c, frozen)) {
+                let container = self.held.get(&run).and_then(|h| h.container.as_ref());
+                let result = match container.map(|c| self.kernel.freeze(c, frozen)) {
                     Some(Err(e)) => Err(e.to_string()),
                     Some(Ok(())) => Ok(()),
-                    None => Err("the run has no cgroup".to_owned()),
+                    None => Err("the run has no container".to_owned()),
                 };
                 self.queue.push_back(Event::FreezeDone { run, frozen, result, actor, reply });
             }
             Effect::AskStatus(run) => {
-                let main = self.held.get(&run).and_then(|h| h.main.as_ref());
-                let status = main.and_then(|p| self.kernel.exit_status(p));
+                let held = self.held.get(&run);
+                let status = held.and_then(|h| self.kernel.exit_status(h.container.as_ref(), h.main.as_ref()));
                 self.queue.push_back(Event::StatusAsked { run, status });
             }
             Effect::Remove(run) => {
-                let cgroup = self.held.get(&run).and_then(|h| h.cgroup.as_ref());
-                let result = match cgroup.map(|c| self.kernel.remove(c)) {
+                let container = self.held.get(&run).and_then(|h| h.container.as_ref());
+                let result = match container.map(|c| self.kernel.remove(c)) {
                     None | Some(Ok(()) | Err(KernelError::Gone { .. })) => Removal::Gone,
                     Some(Err(KernelError::Busy { .. })) => Removal::Busy,
                     Some(Err(e)) => Removal::Refused(e.to_string()),
@@ -310,9 +316,9 @@ impl<K: Kernel, R: Recorder> Driver<K, R> {
         }
         if let Some(Ticket::Finish(run)) = ticket
             && let Some(held) = self.held.get(&run)
-            && let Some(Ok(usage)) = held.cgroup.as_ref().map(|c| self.kernel.sample(c))
+            && let Some(Ok(usage)) = held.container.as_ref().map(|c| self.kernel.sample(c))
         {
-            // The counters of the whole run, a moment before its cgroup is removed.
+            // The counters of the whole run, a moment before its container is removed.
             held.usage.update(usage);
         }
         let number = ticket.map(|ticket| {
@@ -340,24 +346,24 @@ impl<K: Kernel, R: Recorder> Driver<K, R> {
         self.queue.extend(refused.into_iter().map(Event::NotRecorded));
     }
 
-    /// Removes the cgroup of a run that was over before this instance began, now or at a later turn.
-    pub fn discard(&mut self, cgroup: K::Cgroup) {
-        if matches!(self.kernel.remove(&cgroup), Err(KernelError::Busy { .. })) {
-            self.stale.push(cgroup);
+    /// Removes the container of a run that was over before this instance began, now or at a later turn.
+    pub fn discard(&mut self, container: K::Container) {
+        if matches!(self.kernel.remove(&container), Err(KernelError::Busy { .. })) {
+            self.stale.push(container);
         }
     }
 
     /// Whether there is something to catch up with: nothing else may happen for long that would be the occasion.
     pub fn is_behind(&self) -> bool {
-        // Killed processes become zombies some moments after their cgroup is empty.
+        // Killed processes become zombies some moments after their container is empty.
         let unreaped = !self.childless && self.held.is_empty();
         unreaped || !self.stale.is_empty() || !self.backlog.is_empty()
     }
 
     /// Does what could not be done before: gives the store what it had no room for, removes what was still in use, reaps.
     pub fn catch_up(&mut self) {
-        for cgroup in std::mem::take(&mut self.stale) {
-            self.discard(cgroup);
+        for container in std::mem::take(&mut self.stale) {
+            self.discard(container);
         }
         // To ask costs 40 µs with a thousand children: so not at every turn, but when there are no runs, and with samples.
         if !self.childless && self.held.is_empty() {
@@ -376,43 +382,63 @@ impl<K: Kernel, R: Recorder> Driver<K, R> {
     }
 
     fn contain(&mut self, run: RunId) {
-        let event = match self.try_contain(run) {
-            Ok(event) => event,
-            Err(error) => {
-                let cgroup = self.held.get(&run).and_then(|h| h.cgroup.as_ref()).map(|c| self.kernel.identity(c));
-                Event::NotContained { run, error: launch_error(&error), cgroup }
-            }
-        };
-        self.queue.push_back(event);
+        let event = self.try_contain(run).unwrap_or_else(|e| Some(self.not_contained(run, &e)));
+        self.queue.extend(event);
     }
 
-    fn try_contain(&mut self, id: RunId) -> Result<Event, KernelError> {
-        let gone = || KernelError::Gone { what: format!("the process of {id}") };
-        let run = self.engine.run(id).ok_or_else(gone)?;
-        let resources = run.spec.limits.resources.clone();
-        let created = self.kernel.create(id, &resources)?;
-        let cgroup = self.kernel.identity(&created.cgroup);
-        let held = self.held.get_mut(&id).ok_or_else(gone)?;
-        let cgroup_held = held.cgroup.insert(created.cgroup);
+    fn not_contained(&self, run: RunId, error: &KernelError) -> Event {
+        let container = self.held.get(&run).and_then(|h| h.container.as_ref()).and_then(|c| self.kernel.identity(c));
+        Event::NotContained { run, error: launch_error(error), container }
+    }
+
+    /// None if the container takes the process in later.
+    fn try_contain(&mut self, id: RunId) -> Result<Option<Event>, KernelError> {
+        let run = self.engine.run(id).ok_or_else(|| gone(id))?;
+        let created = self.kernel.create(&run.spec)?;
+        let held = self.held.get_mut(&id).ok_or_else(|| gone(id))?;
+        held.notices = created.notices;
+        let container = held.container.insert(created.container);
         let _ = failpoint::hit("launch.created");
-        self.kernel.watch_cgroup(id, cgroup_held)?;
         if let Some(exec) = held.exec.take() {
-            held.main = Some(self.kernel.spawn(&exec, cgroup_held)?);
+            held.main = Some(self.kernel.spawn(&exec, container)?);
         }
-        let main = held.main.as_ref().ok_or_else(gone)?;
-        self.kernel.attach(cgroup_held, main)?;
+        let main = held.main.as_mut().ok_or_else(|| gone(id))?;
+        match self.kernel.attach(container, main)? {
+            Attached::Now => self.attached(id).map(Some),
+            Attached::Later => Ok(None),
+        }
+    }
+
+    fn complete(&mut self, id: RunId) -> Result<Event, KernelError> {
+        let held = self.held.get_mut(&id).ok_or_else(|| gone(id))?;
+        let (Some(container), Some(main)) = (&mut held.container, &mut held.main) else { return Err(gone(id)) };
+        let notices = self.kernel.complete(container, main)?;
+        held.notices.extend(notices);
+        self.attached(id)
+    }
+
+    fn attached(&mut self, id: RunId) -> Result<Event, KernelError> {
+        let held = self.held.get_mut(&id).ok_or_else(|| gone(id))?;
+        let (Some(container), Some(main)) = (&held.container, &held.main) else { return Err(gone(id)) };
         let _ = failpoint::hit("launch.attached");
+        self.kernel.watch_container(id, container)?;
         self.kernel.watch_process(id, Role::Main, main)?;
         if let Some(client) = &held.client {
             self.kernel.watch_process(id, Role::Client, client)?;
         }
-        Ok(Event::Contained { run: id, main: self.kernel.process_id(main), cgroup, notices: created.notices })
+        let container = self.kernel.identity(container).ok_or_else(|| gone(id))?;
+        let main = self.kernel.process_id(main);
+        Ok(Event::Contained { run: id, main, container, notices: std::mem::take(&mut held.notices) })
     }
 
-    /// Acts on the run's cgroup. A cgroup that went away was empty: the look that follows finds that.
-    fn act(&mut self, run: RunId, action: fn(&mut K, &K::Cgroup) -> Result<u32, KernelError>) -> (u32, Option<String>) {
-        let Some(cgroup) = self.held.get(&run).and_then(|h| h.cgroup.as_ref()) else { return (0, None) };
-        match action(&mut self.kernel, cgroup) {
+    /// Acts on the run's container. A container that went away was empty: the look that follows finds that.
+    fn act(
+        &mut self,
+        run: RunId,
+        action: fn(&mut K, &K::Container) -> Result<u32, KernelError>,
+    ) -> (u32, Option<String>) {
+        let Some(container) = self.held.get(&run).and_then(|h| h.container.as_ref()) else { return (0, None) };
+        match action(&mut self.kernel, container) {
             Ok(processes) => (processes, None),
             Err(KernelError::Gone { .. }) => (0, None),
             Err(e) => (0, Some(e.to_string())),
@@ -420,17 +446,27 @@ impl<K: Kernel, R: Recorder> Driver<K, R> {
     }
 
     fn look(&mut self, run: RunId) {
-        let Some(cgroup) = self.held.get(&run).and_then(|h| h.cgroup.as_ref()) else {
-            // It is gone, or never was: only a run that is being adopted without a cgroup asks.
+        let Some(container) = self.held.get(&run).and_then(|h| h.container.as_ref()) else {
+            // It is gone, or never was: only a run that is being adopted without a container asks.
             return;
         };
-        match self.kernel.populated(cgroup) {
+        if !self.kernel.is_intact(container) {
+            self.queue.push_back(Event::ContainmentLost(run));
+        }
+        match self.kernel.populated(container) {
             Ok(populated) => self.queue.push_back(Event::Populated { run, populated }),
-            // A cgroup can be removed only when it is empty.
+            // A container can be removed only when it is empty.
             Err(KernelError::Gone { .. }) => self.queue.push_back(Event::Populated { run, populated: false }),
             // Not readable is not empty. What waits for this has a deadline that looks again.
             Err(_) => {}
         }
+    }
+
+    /// Publishes a run of an earlier instance as that recorded it.
+    pub fn publish_as_recorded(&self, view: RunView) {
+        let usage = UsageCell::default();
+        usage.update(view.usage);
+        self.published.put(view, Arc::new(usage));
     }
 
     fn publish(&mut self, run: RunId) {
@@ -453,13 +489,15 @@ impl<K: Kernel, R: Recorder> Driver<K, R> {
 
     /// Reads the counters of all runs, some of them in full, and keeps some logs to their size.
     pub fn sample(&mut self, log_max_bytes: u64) {
+        self.kernel.begin_samples();
         for held in self.held.values() {
-            if let Some(cgroup) = &held.cgroup
-                && let Ok(usage) = self.kernel.sample(cgroup)
+            if let Some(container) = &held.container
+                && let Ok(usage) = self.kernel.sample(container)
             {
                 held.usage.update(usage);
             }
         }
+        self.kernel.end_samples();
         self.childless = !self.kernel.reap();
         let (turn, next) = self.turn(self.next_full_read);
         self.next_full_read = next;
@@ -487,12 +525,16 @@ impl<K: Kernel, R: Recorder> Driver<K, R> {
     /// Reads one run in full.
     pub fn refresh(&mut self, run: RunId) {
         if let Some(held) = self.held.get(&run)
-            && let Some(cgroup) = &held.cgroup
-            && let Ok(usage) = self.kernel.usage(cgroup)
+            && let Some(container) = &held.container
+            && let Ok(usage) = self.kernel.usage(container)
         {
             held.usage.update(usage);
         }
     }
+}
+
+fn gone(run: RunId) -> KernelError {
+    KernelError::Gone { what: format!("the process of {run}") }
 }
 
 /// Why a run could not be contained.

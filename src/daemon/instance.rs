@@ -19,13 +19,13 @@ use tokio::sync::{oneshot, watch};
 use crate::bus::{self, About, Services, Signal};
 use crate::config::{self, Config};
 use crate::engine::{Engine, Event, Settings};
+use crate::kernel::footprint::FilePages;
 use crate::kernel::{Kernel as _, Notice};
-use crate::model::{Actor, Answer, AuditEvent, AuditRow, Error, EventKind, Health, Mono, Now, RunId};
+use crate::model::{Actor, Answer, AuditEvent, AuditRow, Containment, Error, EventKind, Health, Mono, Now, RunId};
 use crate::store::{self, Batch, Store};
 
-use super::command::{Caller, Command, Commands, Envelope};
+use super::command::{Caller, Command, Commands, Envelope, LaunchRequest};
 use super::driver::{Driver, Recorder, launch_error};
-use super::footprint;
 use super::history::Readers;
 use super::host::{Host, HostOptions};
 use super::journal::{self, Entry, Journal};
@@ -42,6 +42,8 @@ pub struct Options {
     pub state_dir: PathBuf,
     /// The configuration file; the usual places if none is given.
     pub config: Option<PathBuf>,
+    /// The backend that is insisted on; the configuration's if none is given.
+    pub backend: Option<Containment>,
     /// It runs in the foreground of somebody who watches: log lines to standard error, no exit when idle.
     pub foreground: bool,
 }
@@ -63,7 +65,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     if !options.foreground {
         state_dir::redirect_stderr(&state_dir)?;
     }
-    footprint::drop_file_pages();
+    FilePages::find().drop_pages();
     instance.serve();
     instance.stop();
     Ok(())
@@ -113,7 +115,8 @@ impl Instance {
         let opened = Store::open(state_dir)?;
         let readers = Arc::new(Readers::new(opened.store.reader()?, opened.store.reader()?));
         let key = state_dir::key(state_dir)?;
-        let host = HostOptions { base: config.cgroup.clone(), ..HostOptions::new(key) };
+        let backend = options.backend.or(config.instance.backend);
+        let host = HostOptions { backend, base: config.cgroup.clone(), ..HostOptions::new(key, state_dir) };
         let (host, waker) = Host::new(host)?;
         let wake: Arc<dyn Fn() + Send + Sync> = Arc::new(move || waker.wake());
         let journal = Journal::start()?;
@@ -139,7 +142,7 @@ impl Instance {
                 let _ = signals.send(Signal::RunFinished(view.spec.id, code));
             }));
         }
-        let subtree = host.subtree().display().to_string();
+        let control_group = host.control_group().map(|path| path.display().to_string()).unwrap_or_default();
         let engine = Engine::new(Settings { max_runs: config.instance.max_runs });
         let (commands, envelopes) = Commands::new(wake);
         let mut driver = Driver::new(host, Records { writer, journal }, engine, published.clone());
@@ -154,7 +157,8 @@ impl Instance {
             instance: "private".to_owned(),
             state_dir: state_dir.to_owned(),
             config: files.first().cloned(),
-            backend: "cgroupfs".to_owned(),
+            backend: driver.kernel.containment(),
+            considered: driver.kernel.considered().to_vec(),
             started_at: started.wall,
             notes: driver.kernel.notes(),
         };
@@ -163,7 +167,7 @@ impl Instance {
         let (connections_sender, connections) = watch::channel(0);
         let (bus_stop, bus_done) =
             super::bus_thread::start(state_dir::bind(state_dir)?, services, commands, connections_sender)?;
-        let view = InstanceView { subtree, ..InstanceView::default() };
+        let view = InstanceView { control_group, ..InstanceView::default() };
         published.put_instance(view.clone());
         Ok(Self {
             options: options.clone(),
@@ -326,7 +330,7 @@ impl Instance {
             let _ = reply.send(answer);
         };
         match command {
-            Command::Reserve { cgroup } => reply(self.reserve(cgroup, &caller)),
+            Command::Reserve { request, container } => reply(self.reserve(&request, container, &caller)),
             Command::Attach { request, child } => {
                 self.launch(request, Some(child), &caller, Box::new(reply));
             }
@@ -360,24 +364,26 @@ impl Instance {
         }
     }
 
-    fn reserve(&mut self, cgroup: oneshot::Sender<OwnedFd>, caller: &Caller) -> Result<Answer, Error> {
+    fn reserve(
+        &mut self,
+        request: &LaunchRequest,
+        container: oneshot::Sender<OwnedFd>,
+        caller: &Caller,
+    ) -> Result<Answer, Error> {
         self.driver.kernel.room()?;
         let id = launcher::new_id()?;
         let now = self.driver.kernel.now().mono;
         self.reservations.add(id, caller, now)?;
-        let fd = self.driver.kernel.reserve(id).map_err(|e| launch_error(&e))?;
+        let limits = launcher::limits_of(&self.config, request);
+        let (reserved, fd) = self.driver.kernel.reserve(id, &limits).map_err(|e| launch_error(&e))?;
         // Who asked may be gone: then the reservation expires.
-        let _ = cgroup.send(fd);
-        Ok(Answer::Run(id))
+        if let Some(fd) = fd {
+            let _ = container.send(fd);
+        }
+        Ok(Answer::Reserved(reserved))
     }
 
-    fn launch(
-        &mut self,
-        request: super::command::LaunchRequest,
-        child: Option<OwnedFd>,
-        caller: &Caller,
-        reply: super::driver::Reply,
-    ) {
+    fn launch(&mut self, request: LaunchRequest, child: Option<OwnedFd>, caller: &Caller, reply: super::driver::Reply) {
         let id = match request.reserved {
             Some(id) => self.reservations.take(id, caller).map(|()| id),
             None => self.driver.kernel.room().and_then(|()| launcher::new_id()),

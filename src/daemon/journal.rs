@@ -96,7 +96,7 @@ fn write(receiver: &Receiver<Box<Entry>>) {
             | EventKind::LaunchFailed
             | EventKind::ForeignCgroup
             | EventKind::KillIntent
-            | EventKind::CgroupKilled => log!(warn),
+            | EventKind::RunKilled => log!(warn),
             _ => log!(info),
         }
     }

@@ -7,13 +7,12 @@ use std::time::Duration;
 
 use crate::config::Config;
 use crate::engine::Run;
-use crate::kernel::cgroup::CgroupDir;
-use crate::kernel::{Exec, Kernel as _, KernelError, evidence, process};
-use crate::model::{Error, ErrorKind, ProcessSeen, RunId, RunSpec, RunView};
+use crate::kernel::{Exec, Kernel as _, KernelError};
+use crate::model::{Error, ErrorKind, Limits, ProcessSeen, RunId, RunSpec, RunView};
 
 use super::command::{Caller, LaunchRequest};
 use super::driver::Held;
-use super::host::Host;
+use super::host::{self, Host};
 
 /// The workflow of a run that names none.
 pub const DEFAULT_WORKFLOW: &str = "default";
@@ -52,7 +51,7 @@ pub fn prepare(
     caller: &Caller,
 ) -> Result<(RunSpec, Held<Host>), Error> {
     let workflow = request.workflow.clone().unwrap_or_else(|| DEFAULT_WORKFLOW.to_owned());
-    let limits = config.limits(&workflow).with(&request.limits);
+    let limits = limits_of(config, &request);
     let text = |bytes: &Vec<u8>| String::from_utf8_lossy(bytes).into_owned();
     let mut spec = RunSpec {
         id,
@@ -64,12 +63,13 @@ pub fn prepare(
         user: caller.user.clone(),
         main: None,
         client: None,
+        containment: host.containment(),
         limits,
         log: None,
     };
     let held = match child {
         Some(child) => {
-            let (main, client) = attached(host, child, caller)?;
+            let (main, client) = attached(host, id, child, caller)?;
             spec.main = Some(host.process_id(&main));
             spec.client = Some(host.process_id(&client));
             Held::new(Some(main), Some(client))
@@ -89,22 +89,22 @@ pub fn prepare(
 
 type Process = <Host as crate::kernel::Kernel>::Process;
 
-/// The gated child and its client. Only a child of the caller is attached: to take over other processes is a right of
-/// its own.
-fn attached(host: &mut Host, child: OwnedFd, caller: &Caller) -> Result<(Process, Process), Error> {
+/// The limits of a run: those of its workflow, and what its request changes of them.
+pub fn limits_of(config: &Config, request: &LaunchRequest) -> Limits {
+    let workflow = request.workflow.as_deref().unwrap_or(DEFAULT_WORKFLOW);
+    config.limits(workflow).with(&request.limits)
+}
+
+/// The gated child and its client. Only a child of the caller, or of its shim, is attached: to take over other processes
+/// is a right of its own.
+fn attached(host: &mut Host, run: RunId, child: OwnedFd, caller: &Caller) -> Result<(Process, Process), Error> {
     let no_process = |what: &str, e: KernelError| Error::invalid(format!("{what} is not a live process: {e}"));
     let client = caller.pidfd.as_ref().ok_or_else(|| Error::invalid("the caller's process is not known"))?;
     let client = client.try_clone().map_err(|e| Error::internal(format!("cannot keep the caller's pidfd: {e}")))?;
     let client = host.process(client).map_err(|e| no_process("the caller", e))?;
     let main = host.process(child).map_err(|e| no_process("the descriptor given", e))?;
     let (main_id, client_id) = (host.process_id(&main), host.process_id(&client));
-    let parent = process::stat(main_id.pid).map_err(|e| no_process("the descriptor given", e))?.ppid;
-    if parent != client_id.pid {
-        return Err(Error::invalid(format!(
-            "process {} is not a child of the caller ({}): a foreground run is attached by its parent",
-            main_id.pid, client_id.pid
-        )));
-    }
+    host.is_started_by(run, main_id, client_id).map_err(|e| Error::invalid(e.to_string()))?;
     Ok((main, client))
 }
 
@@ -133,14 +133,12 @@ fn command_text(argv: &[Vec<u8>]) -> Vec<String> {
 
 /// The processes of a live run, for a person who asks.
 pub fn processes_of(view: &RunView) -> Result<Vec<ProcessSeen>, Error> {
-    let Some(cgroup) = &view.cgroup else { return Ok(Vec::new()) };
-    let dir = match CgroupDir::open(&cgroup.path) {
-        Ok(dir) if dir.inode() == cgroup.inode => dir,
-        // It went away, or another came in its place: the run has no processes any more.
-        Ok(_) | Err(KernelError::Gone { .. }) => return Ok(Vec::new()),
-        Err(e) => return Err(Error::internal(e.to_string())),
-    };
-    Ok(evidence::take(&dir, LOOK).processes)
+    let Some(container) = &view.container else { return Ok(Vec::new()) };
+    match host::look(container, LOOK) {
+        Ok(evidence) => Ok(evidence.processes),
+        Err(KernelError::Gone { .. } | KernelError::NotOurs { .. }) => Ok(Vec::new()),
+        Err(e) => Err(Error::internal(e.to_string())),
+    }
 }
 
 /// A run of a directory that carries our mark and has no record.
@@ -156,6 +154,7 @@ pub fn rebuilt(host: &Host, config: &Config, id: RunId) -> Run {
         user: uid.to_string(),
         main: None,
         client: None,
+        containment: host.containment(),
         limits: config.limits(DEFAULT_WORKFLOW),
         log: None,
     };

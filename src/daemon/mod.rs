@@ -6,7 +6,6 @@
 mod bus_thread;
 pub mod command;
 pub mod driver;
-mod footprint;
 mod history;
 pub mod host;
 pub mod instance;

@@ -23,8 +23,8 @@ pub struct InstanceView {
     pub kills_total: u64,
     /// Runs accepted since this instance started.
     pub runs_total: u64,
-    /// Where the cgroups of runs are made.
-    pub subtree: String,
+    /// Where the cgroups of runs are made; empty where there are none.
+    pub control_group: String,
 }
 
 /// What a run uses, written at every sample without a lock and without copying the run's view.
@@ -33,6 +33,9 @@ pub struct UsageCell {
     cpu_usec: AtomicU64,
     memory_bytes: AtomicU64,
     tasks: AtomicU64,
+    io_read_bytes: AtomicU64,
+    io_write_bytes: AtomicU64,
+    activity_bytes: AtomicU64,
 }
 
 /// Stands for "the kernel does not tell" in a cell.
@@ -41,15 +44,28 @@ const UNKNOWN: u64 = u64::MAX;
 impl Default for UsageCell {
     fn default() -> Self {
         let unknown = || AtomicU64::new(UNKNOWN);
-        Self { cpu_usec: unknown(), memory_bytes: unknown(), tasks: unknown() }
+        Self {
+            cpu_usec: unknown(),
+            memory_bytes: unknown(),
+            tasks: unknown(),
+            io_read_bytes: unknown(),
+            io_write_bytes: unknown(),
+            activity_bytes: unknown(),
+        }
     }
 }
 
 impl UsageCell {
     /// Takes what was read; what was not read stays as it was.
     pub fn update(&self, usage: Usage) {
-        let cells =
-            [(&self.cpu_usec, usage.cpu_usec), (&self.memory_bytes, usage.memory_bytes), (&self.tasks, usage.tasks)];
+        let cells = [
+            (&self.cpu_usec, usage.cpu_usec),
+            (&self.memory_bytes, usage.memory_bytes),
+            (&self.tasks, usage.tasks),
+            (&self.io_read_bytes, usage.io_read_bytes),
+            (&self.io_write_bytes, usage.io_write_bytes),
+            (&self.activity_bytes, usage.activity_bytes),
+        ];
         for (cell, value) in cells {
             if let Some(value) = value {
                 cell.store(value, Ordering::Relaxed);
@@ -60,7 +76,14 @@ impl UsageCell {
     /// What was last read.
     pub fn get(&self) -> Usage {
         let read = |cell: &AtomicU64| Some(cell.load(Ordering::Relaxed)).filter(|v| *v != UNKNOWN);
-        Usage { cpu_usec: read(&self.cpu_usec), memory_bytes: read(&self.memory_bytes), tasks: read(&self.tasks) }
+        Usage {
+            cpu_usec: read(&self.cpu_usec),
+            memory_bytes: read(&self.memory_bytes),
+            tasks: read(&self.tasks),
+            io_read_bytes: read(&self.io_read_bytes),
+            io_write_bytes: read(&self.io_write_bytes),
+            activity_bytes: read(&self.activity_bytes),
+        }
     }
 }
 

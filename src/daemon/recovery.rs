@@ -59,7 +59,9 @@ pub fn recover<K: Kernel, R: Recorder>(
     for Known { view, state } in known {
         let id = view.spec.id;
         unknown.remove(&id);
-        // A record that this version cannot read still says that the cgroup is ours.
+        // Until more is known: who asks or waits now must not take it for a run that nobody watches.
+        driver.publish_as_recorded(view.clone());
+        // A record that this version cannot read still says that the container is ours.
         let (run, same_boot) = match serde_json::from_str::<Saved>(&state) {
             Ok(saved) => (saved.run, saved.boot == driver.kernel.boot_id()),
             Err(_) => (Run::unrecorded(view.spec, driver.kernel.now()), true),
@@ -78,24 +80,26 @@ fn adopt<K: Kernel, R: Recorder>(driver: &mut Driver<K, R>, run: Run, same_boot:
     if !same_boot {
         return driver.handle(Event::Adopt { run: Box::new(run), found: Found::Rebooted });
     }
-    let cgroup = match driver.kernel.reopen(id, run.cgroup.as_ref()) {
-        Ok(cgroup) => cgroup,
+    let container = match driver.kernel.reopen(id, run.container.as_ref()) {
+        Ok(container) => container,
         Err(KernelError::Gone { .. }) => {
-            return driver.handle(Event::Adopt { run: Box::new(run), found: Found::NoCgroup });
+            return driver.handle(Event::Adopt { run: Box::new(run), found: Found::Gone });
         }
         Err(e) => return driver.handle(Event::Adopt { run: Box::new(run), found: Found::Foreign(e.to_string()) }),
     };
-    let identity = driver.kernel.identity(&cgroup);
+    let Some(identity) = driver.kernel.identity(&container) else {
+        return driver.handle(Event::Adopt { run: Box::new(run), found: Found::Gone });
+    };
     let open = |driver: &mut Driver<K, R>, id: Option<ProcessId>| id.and_then(|id| driver.kernel.open_process(id).ok());
     let main = open(driver, run.spec.main);
     let client = open(driver, run.spec.client);
-    let found = Found::Cgroup {
-        cgroup: identity,
+    let found = Found::There {
+        container: identity,
         main_alive: main.is_some(),
         client_alive: client.is_some() || run.spec.client.is_none(),
     };
-    watch(driver, id, &cgroup, main.as_ref(), client.as_ref());
-    driver.hold(id, Held { cgroup: Some(cgroup), ..Held::new(main, client) });
+    watch(driver, id, &container, main.as_ref(), client.as_ref());
+    driver.hold(id, Held { container: Some(container), ..Held::new(main, client) });
     driver.handle(Event::Adopt { run: Box::new(run), found });
 }
 
@@ -103,11 +107,11 @@ fn adopt<K: Kernel, R: Recorder>(driver: &mut Driver<K, R>, run: Run, same_boot:
 fn watch<K: Kernel, R: Recorder>(
     driver: &mut Driver<K, R>,
     id: RunId,
-    cgroup: &K::Cgroup,
+    container: &K::Container,
     main: Option<&K::Process>,
     client: Option<&K::Process>,
 ) {
-    let _ = driver.kernel.watch_cgroup(id, cgroup);
+    let _ = driver.kernel.watch_container(id, container);
     for (role, process) in [(Role::Main, main), (Role::Client, client)] {
         if let Some(process) = process {
             let _ = driver.kernel.watch_process(id, role, process);
@@ -122,14 +126,14 @@ fn adopt_directory<K: Kernel, R: Recorder>(
     result: &mut Recovered,
 ) {
     // Without a known inode, the mark on the directory decides whether it is ours.
-    let cgroup = match driver.kernel.reopen(id, None) {
-        Ok(cgroup) => cgroup,
+    let container = match driver.kernel.reopen(id, None) {
+        Ok(container) => container,
         Err(KernelError::Gone { .. }) => return,
         Err(e) => return result.left_alone.push(e.to_string()),
     };
-    match driver.kernel.populated(&cgroup) {
+    match driver.kernel.populated(&container) {
         Ok(false) => {
-            driver.discard(cgroup);
+            driver.discard(container);
             result.removed.push(id);
         }
         Ok(true) => match rebuild(&mut driver.kernel, id) {
@@ -137,7 +141,7 @@ fn adopt_directory<K: Kernel, R: Recorder>(
                 adopt(driver, run, true);
                 result.adopted.push(id);
             }
-            None => result.left_alone.push(format!("{id} is over, and something is in its cgroup now")),
+            None => result.left_alone.push(format!("{id} is over, and something is in its container now")),
         },
         Err(e) => result.left_alone.push(e.to_string()),
     }

@@ -16,17 +16,17 @@ impl Engine {
         match found {
             Found::Rebooted => {
                 // Old pids, inodes and monotonic times mean nothing in this boot.
-                run.cgroup = None;
+                run.container = None;
                 self.adopt_as_lost(run, "the host was rebooted", Vec::new(), now);
             }
             Found::Foreign(why) => {
-                let details = json!({ "cgroup": run.cgroup });
+                let details = json!({ "container": run.container });
                 let event = run.event(EventKind::ForeignCgroup, Actor::Guardian, why, details, now);
-                run.cgroup = None;
-                self.adopt_as_lost(run, "its cgroup was replaced by another one", vec![event], now);
+                run.container = None;
+                self.adopt_as_lost(run, "its container was replaced by another one", vec![event], now);
             }
-            Found::NoCgroup if !launched => {
-                run.cgroup = None;
+            Found::Gone if !launched => {
+                run.container = None;
                 self.adopt_as_lost(
                     run,
                     "the instance stopped during its launch, and nothing was executed",
@@ -34,15 +34,15 @@ impl Engine {
                     now,
                 );
             }
-            Found::NoCgroup => {
-                run.cgroup = None;
+            Found::Gone => {
+                run.container = None;
                 run.set_exited(None, false, now);
                 self.take_up(run, now);
                 // It could only be removed when it was empty.
                 self.emptied(id, now);
             }
-            Found::Cgroup { cgroup, main_alive, client_alive } => {
-                run.cgroup = Some(cgroup);
+            Found::There { container, main_alive, client_alive } => {
+                run.container = Some(container);
                 if !main_alive {
                     run.set_exited(None, false, now);
                 }
@@ -89,7 +89,7 @@ impl Engine {
             State::Stopping(kill, Stop::Signalling) => {
                 self.effects.push(match kill.answer.mode {
                     KillMode::Graceful => Effect::Terminate(id),
-                    KillMode::Force => Effect::KillCgroup(id),
+                    KillMode::Force => Effect::Kill(id),
                 });
             }
             State::Stopping(_, Stop::Grace(until)) => self.deadlines.set(id, Due::Grace, until),
@@ -97,7 +97,7 @@ impl Engine {
                 if !killing.unkillable {
                     self.deadlines.set(id, Due::Unkillable, killing.since + UNKILLABLE_AFTER);
                 }
-                self.effects.push(Effect::KillCgroup(id));
+                self.effects.push(Effect::Kill(id));
             }
             State::Emptied(..) => self.deadlines.set(id, Due::Status, now.mono + super::FIRST_STATUS),
             State::Closing(_) => self.deadlines.set(id, Due::Record, now.mono + RECORD_WAIT),
@@ -112,7 +112,7 @@ impl Run {
         let mut run = Self::new(spec, now, None);
         run.main = Main::Unknown;
         run.state = State::Live { ready: true };
-        run.notices.push("the record of this run was lost with the database: only its cgroup is known".to_owned());
+        run.notices.push("the record of this run was lost with the database: only its container is known".to_owned());
         run
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::model::{
-    Actor, Answer, AuditEvent, CgroupIdentity, Error, Evidence, ExitStatus, KillAnswer, KillMode, ProcessId, Receipt,
+    Actor, Answer, AuditEvent, ContainerId, Error, Evidence, ExitStatus, KillAnswer, KillMode, ProcessId, Receipt,
     Rule, RunId, RunSpec, RunView,
 };
 
@@ -98,8 +98,8 @@ pub enum Event {
         run: RunId,
         /// The process that will execute the command.
         main: ProcessId,
-        /// Its cgroup.
-        cgroup: CgroupIdentity,
+        /// What holds it.
+        container: ContainerId,
         /// What could not be done as asked.
         notices: Vec<String>,
     },
@@ -109,8 +109,8 @@ pub enum Event {
         run: RunId,
         /// Why.
         error: Error,
-        /// The cgroup, if one was made: the process may be in it.
-        cgroup: Option<CgroupIdentity>,
+        /// What was made to hold it, if anything was: the process may be in it.
+        container: Option<ContainerId>,
     },
     /// The gate of a detached run was opened; an error says why the command was not executed.
     GateOpened {
@@ -137,13 +137,15 @@ pub enum Event {
     },
     /// The pidfd of the client says that it exited.
     ClientGone(RunId),
-    /// `cgroup.events` was read.
+    /// The container was looked at.
     Populated {
         /// The run.
         run: RunId,
-        /// Whether any process is in the cgroup or below.
+        /// Whether any process is in it: in the cgroup or below it, or below the shim.
         populated: bool,
     },
+    /// What contained the run is gone, and the run need not be: its shim was killed.
+    ContainmentLost(RunId),
     /// The processes were looked at.
     Inspected {
         /// The run.
@@ -160,8 +162,8 @@ pub enum Event {
         /// What went wrong, if anything did.
         trouble: Option<String>,
     },
-    /// `cgroup.kill` was written, or tried.
-    CgroupKilled {
+    /// Everything in the run was sent SIGKILL, or that was tried.
+    Killed {
         /// The run.
         run: RunId,
         /// How many processes were there.
@@ -189,7 +191,7 @@ pub enum Event {
         /// What it said.
         status: Option<ExitStatus>,
     },
-    /// The removal of the cgroup was tried.
+    /// The removal of the container was tried.
     Removed {
         /// The run.
         run: RunId,
@@ -214,7 +216,7 @@ pub enum Removal {
     Gone,
     /// Something is still there.
     Busy,
-    /// It is not the run's cgroup any more, or the kernel refuses: left alone.
+    /// It is not the run's any more, or the kernel refuses: left alone.
     Refused(String),
 }
 
@@ -223,14 +225,14 @@ pub enum Removal {
 pub enum Found {
     /// The host was booted since: nothing can be left, and no old identity counts.
     Rebooted,
-    /// Its cgroup is gone.
-    NoCgroup,
-    /// What is at its cgroup's path cannot be proved to be the run's: left alone.
+    /// Its container is gone: nothing can be left in it.
+    Gone,
+    /// What is in its container's place cannot be proved to be the run's: left alone.
     Foreign(String),
-    /// Its cgroup is there.
-    Cgroup {
-        /// The cgroup.
-        cgroup: CgroupIdentity,
+    /// Its container is there.
+    There {
+        /// The container.
+        container: ContainerId,
         /// The main process still is the process that it was.
         main_alive: bool,
         /// The client still is the process that it was; true for a detached run.
@@ -243,7 +245,7 @@ pub enum Found {
 pub enum Effect {
     /// Put it on record, in one transaction.
     Record(Box<Record>),
-    /// Make the cgroup, move the process into it, check, watch. Answered by `Contained` or `NotContained`.
+    /// Make the container, put the process into it, check, watch. Answered by `Contained` or `NotContained`.
     Contain(RunId),
     /// Open the gate of a detached run. Answered by `GateOpened`.
     OpenGate(RunId),
@@ -251,14 +253,14 @@ pub enum Effect {
     CloseGate(RunId),
     /// Look whether the run has written output. Answered by `Probed`.
     Probe(RunId),
-    /// Read `cgroup.events`. Answered by `Populated`.
+    /// Look whether anything is in the container. Answered by `Populated`.
     Look(RunId),
     /// Look at the processes. Answered by `Inspected`.
     Inspect(RunId),
     /// SIGTERM, SIGCONT, thaw. Answered by `Terminated`.
     Terminate(RunId),
-    /// `cgroup.kill`. Answered by `CgroupKilled`.
-    KillCgroup(RunId),
+    /// SIGKILL to everything: `cgroup.kill`, or what stands in for it. Answered by `Killed`.
+    Kill(RunId),
     /// Freeze or thaw. Answered by `FreezeDone`.
     Freeze {
         /// The run.
@@ -272,7 +274,7 @@ pub enum Effect {
     },
     /// Ask the pidfd how the main process ended. Answered by `StatusAsked`.
     AskStatus(RunId),
-    /// Remove the cgroup. Answered by `Removed`.
+    /// Remove the container. Answered by `Removed`.
     Remove(RunId),
     /// Send it to the journal: the store could not take it in time.
     Journal(Box<AuditEvent>),

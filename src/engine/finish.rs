@@ -59,6 +59,8 @@ impl Run {
                 let why = self.notices.last().cloned().unwrap_or_else(|| kill.answer.reason.to_string());
                 Some(Outcome::Lost { why })
             }
+            // Its child exits as soon as it sees that the gate stays closed, mostly before a signal is sent.
+            (Some(kill), _) if self.kept_closed => Some(Outcome::Killed { reason: kill.answer.reason.clone() }),
             // What exited before anything was done to it ended by itself, whatever came over the rest of the run.
             (_, Main::Exited { by_itself: true, .. }) => natural,
             (Some(kill), _) if kill.acted() => Some(Outcome::Killed { reason: kill.answer.reason.clone() }),
@@ -83,6 +85,7 @@ impl Engine {
     pub(super) fn record_overdue(&mut self, id: RunId, now: Now) {
         match self.runs.get(&id).map(|r| &r.state) {
             Some(State::Accepting) => self.launch_recorded(id, false, now),
+            Some(State::Containing) => self.containing_overdue(id, now),
             Some(State::Live { .. }) => self.start_recorded(id, false, now),
             Some(State::Stopping(_, Stop::Recording)) => self.kill_recorded(id, false, now),
             Some(State::Closing(_)) => self.finish_recorded(id, now),
@@ -115,7 +118,7 @@ impl Engine {
         }
         let Some(run) = self.runs.get_mut(&id) else { return };
         let why = match run.main {
-            Main::Alive => "its main process left its cgroup",
+            Main::Alive => "its main process left the run",
             Main::Exited { .. } | Main::Unknown => "nobody reported how its main process ended",
         };
         let State::Emptied(kill, since) = &mut run.state else { return };
@@ -126,7 +129,7 @@ impl Engine {
             return self.deadlines.set(id, Due::Status, next);
         }
         let kill = kill.take();
-        let receipt = kill.map(|k| k.receipt(now));
+        let receipt = kill.map(|k| k.receipt(run.spec.containment, now));
         self.close_as(id, Outcome::Lost { why: why.to_owned() }, receipt, Vec::new(), now);
     }
 
@@ -154,7 +157,7 @@ impl Engine {
         let (kill, since) = (kill.take(), *since);
         match run.outcome(kill.as_ref()) {
             Some(outcome) => {
-                let receipt = kill.map(|k| k.receipt(now));
+                let receipt = kill.map(|k| k.receipt(run.spec.containment, now));
                 self.close_as(id, outcome, receipt, Vec::new(), now);
             }
             None => run.state = State::Emptied(kill, since),
@@ -197,7 +200,7 @@ impl Engine {
         let State::Closing(Closing { removals: removals @ None, .. }) = &mut run.state else { return };
         *removals = Some(0);
         self.deadlines.clear(id, Due::Record);
-        if run.cgroup.is_some() {
+        if run.container.is_some() {
             self.effects.push(Effect::Remove(id));
         } else {
             self.finish(id, now);
@@ -218,8 +221,8 @@ impl Engine {
             Removal::Refused(why) => why,
         };
         // The run had ended before: what is there now was not the run's, and is not ours to kill.
-        run.notices.push(format!("its cgroup was left alone: {why}"));
-        let details = json!({ "cgroup": run.cgroup });
+        run.notices.push(format!("its container was left alone: {why}"));
+        let details = json!({ "container": run.container });
         let event = run.event(EventKind::ForeignCgroup, Actor::Guardian, why, details, now);
         self.save(id, vec![event], now);
         self.finish(id, now);

@@ -16,6 +16,9 @@ use super::{Effect, Engine, Main, RECORD_WAIT, ReplyTo, State, Ticket, UNKILLABL
 /// How long to wait before `cgroup.kill` is written once more; longer each time, up to ten times this.
 const KILL_AGAIN: Duration = Duration::from_millis(100);
 
+/// How often a run in its grace period is looked at.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
 impl Engine {
     pub(super) fn kill_asked(
         &mut self,
@@ -89,6 +92,7 @@ impl Engine {
         replies.extend(run.early_kill.take().map(|early| early.replies).unwrap_or_default());
         if std::mem::take(&mut run.opening) {
             // The gate stays closed: nothing of the command is executed any more.
+            run.kept_closed = true;
             let error = format!("{id} was killed before its command was executed: {reason}");
             self.answer_launch(id, Err(Error::new(ErrorKind::LaunchFailed, error)));
             self.effects.push(Effect::CloseGate(id));
@@ -121,7 +125,7 @@ impl Engine {
         // Before the grace period the intent or the first signal is still under way: what follows it looks at the mode.
         if in_grace {
             self.deadlines.clear(id, Due::Grace);
-            self.effects.push(Effect::KillCgroup(id));
+            self.effects.push(Effect::Kill(id));
         }
     }
 
@@ -144,7 +148,7 @@ impl Engine {
         self.effects.push(Effect::Inspect(id));
         self.effects.push(match mode {
             KillMode::Graceful => Effect::Terminate(id),
-            KillMode::Force => Effect::KillCgroup(id),
+            KillMode::Force => Effect::Kill(id),
         });
     }
 
@@ -161,7 +165,7 @@ impl Engine {
                         format!("{} (pid {}, state {}{wait})", p.name, p.pid, p.state)
                     },
                 );
-                let text = format!("{} after cgroup.kill {} is still there", human_duration(UNKILLABLE_AFTER), who);
+                let text = format!("{} after SIGKILL {} is still there", human_duration(UNKILLABLE_AFTER), who);
                 run.warn(Rule::Unkillable, Health::Critical, text.clone(), now);
                 let details = json!({ "processes": evidence.processes, "total": evidence.total });
                 let event = run.event(EventKind::Unkillable, Actor::Guardian, text, details, now);
@@ -178,7 +182,7 @@ impl Engine {
         kill.did(StepKind::Terminated, processes, now);
         run.frozen = false;
         if kill.answer.mode == KillMode::Force {
-            return self.effects.push(Effect::KillCgroup(id));
+            return self.effects.push(Effect::Kill(id));
         }
         let until = now.mono + run.spec.limits.grace;
         *stop = Stop::Grace(until);
@@ -191,11 +195,11 @@ impl Engine {
 
     pub(super) fn grace_over(&mut self, id: RunId) {
         if let Some(State::Stopping(_, Stop::Grace(_))) = self.runs.get(&id).map(|r| &r.state) {
-            self.effects.push(Effect::KillCgroup(id));
+            self.effects.push(Effect::Kill(id));
         }
     }
 
-    pub(super) fn cgroup_killed(&mut self, id: RunId, processes: u32, trouble: Option<String>, now: Now) {
+    pub(super) fn killed(&mut self, id: RunId, processes: u32, trouble: Option<String>, now: Now) {
         let Some(run) = self.runs.get_mut(&id) else { return };
         let mut audit = Vec::new();
         let attempts = match std::mem::replace(&mut run.state, State::Accepting) {
@@ -205,7 +209,7 @@ impl Engine {
                 let details =
                     json!({ "processes": processes, "trouble": trouble, "evidence": kill.evidence.processes });
                 run.state = State::Killing(kill, Killing { since: now.mono, attempts: 1, unkillable: false });
-                audit.push(run.event(EventKind::CgroupKilled, Actor::Guardian, "", details, now));
+                audit.push(run.event(EventKind::RunKilled, Actor::Guardian, "", details, now));
                 self.deadlines.clear(id, Due::Grace);
                 self.deadlines.set(id, Due::Unkillable, now.mono + UNKILLABLE_AFTER);
                 1
@@ -245,6 +249,24 @@ impl Engine {
             // Nobody will report any more how it ended; the pidfd may still tell.
             State::Emptied(..) => self.effects.push(Effect::AskStatus(id)),
             State::Stopping(..) | State::Killing(..) | State::Closing(_) => {}
+        }
+    }
+
+    /// Its processes may scatter from now on, so it is ended at once: those that are found by their mark, by record and by
+    /// descent. A kill that is under way finds them in the same way.
+    pub(super) fn containment_lost(&mut self, id: RunId, now: Now) {
+        let Some(run) = self.runs.get_mut(&id) else { return };
+        if std::mem::replace(&mut run.scattered, true) || !run.is_contained() {
+            return;
+        }
+        let notice = "its shim was killed, so its processes were found by the run's mark, by record and by descent";
+        run.notices.push(notice.to_owned());
+        let event =
+            run.event(EventKind::ContainmentLost, Actor::Guardian, notice, json!({ "container": run.container }), now);
+        let live = matches!(run.state, State::Live { .. });
+        self.save(id, vec![event], now);
+        if live {
+            self.start_kill(id, KillMode::Force, KillReason::ContainmentLost, Actor::Guardian, Vec::new(), now);
         }
     }
 
@@ -291,13 +313,15 @@ impl Engine {
                 self.save(id, vec![event], now);
                 self.start_kill(id, KillMode::Graceful, KillReason::Leftovers, Actor::Guardian, Vec::new(), now);
             }
+            // Its emptying is told, but not by a cgroup that systemd removes just then (systemd 257): so it is looked for.
+            (State::Stopping(_, Stop::Grace(_)), _) => self.deadlines.set(id, Due::Settle, now.mono + LOOK_AGAIN),
             // Somebody moved a process into a run that had ended: it is in the run's cgroup, so it goes with it.
             (State::Emptied(..), _) => {
                 let state = std::mem::replace(&mut run.state, State::Live { ready: true });
                 self.deadlines.clear(id, Due::Status);
                 if let State::Emptied(Some(kill), _) = state {
                     run.state = State::Stopping(kill, Stop::Signalling);
-                    self.effects.push(Effect::KillCgroup(id));
+                    self.effects.push(Effect::Kill(id));
                 } else {
                     self.deadlines.set(id, Due::Settle, now.mono + super::SETTLE);
                 }

@@ -3,13 +3,13 @@
 use serde_json::json;
 
 use crate::model::{
-    Actor, Answer, CgroupIdentity, Error, ErrorKind, EventKind, KillMode, KillReason, Now, Outcome, ProcessId,
-    Readiness, RunId, RunSpec,
+    Actor, Answer, ContainerId, Error, ErrorKind, EventKind, KillMode, KillReason, Now, Outcome, ProcessId, Readiness,
+    RunId, RunSpec, human_duration,
 };
 
 use super::deadlines::Due;
 use super::run::EarlyKill;
-use super::{Effect, Engine, LAUNCH_RECORD_WAIT, ReplyTo, Run, State, Ticket};
+use super::{CONTAIN_WAIT, Effect, Engine, LAUNCH_RECORD_WAIT, ReplyTo, Run, State, Ticket};
 
 impl Engine {
     pub(super) fn launch(&mut self, spec: RunSpec, reply: ReplyTo, actor: Actor, now: Now) {
@@ -58,6 +58,7 @@ impl Engine {
         }
         if ok {
             run.state = State::Containing;
+            self.deadlines.set(id, Due::Record, now.mono + CONTAIN_WAIT);
             self.effects.push(Effect::Contain(id));
         } else {
             let why = self.trouble.clone().unwrap_or_else(|| "it did not answer in time".to_owned());
@@ -65,11 +66,17 @@ impl Engine {
         }
     }
 
+    /// Somebody else contains it, and has said nothing.
+    pub(super) fn containing_overdue(&mut self, id: RunId, now: Now) {
+        let text = format!("what is to contain the run has not answered in {}", human_duration(CONTAIN_WAIT));
+        self.launch_failed(id, Error::new(ErrorKind::LaunchFailed, text), now);
+    }
+
     pub(super) fn contained(
         &mut self,
         id: RunId,
         main: ProcessId,
-        cgroup: CgroupIdentity,
+        container: ContainerId,
         notices: Vec<String>,
         now: Now,
     ) {
@@ -79,12 +86,12 @@ impl Engine {
         }
         run.state = State::Live { ready: run.spec.limits.readiness == Readiness::Exec };
         run.spec.main = Some(main);
-        run.cgroup = Some(cgroup);
+        run.container = Some(container);
         run.started = Some(now.wall);
         run.ready = matches!(run.state, State::Live { ready: true }).then_some(now.wall);
         run.notices = notices;
         run.opening = true;
-        let details = json!({ "cgroup": run.cgroup, "main": run.spec.main, "notices": run.notices });
+        let details = json!({ "container": run.container, "main": run.spec.main, "notices": run.notices });
         let event = run.event(EventKind::RunStarted, Actor::Guardian, "", details, now);
         let early = run.early_kill.take();
         self.begin_timers(id, now);
@@ -128,15 +135,15 @@ impl Engine {
         self.start_kill(id, KillMode::Force, KillReason::LaunchIncomplete, Actor::Guardian, Vec::new(), now);
     }
 
-    pub(super) fn not_contained(&mut self, id: RunId, error: Error, cgroup: Option<CgroupIdentity>, now: Now) {
+    pub(super) fn not_contained(&mut self, id: RunId, error: Error, container: Option<ContainerId>, now: Now) {
         let Some(run) = self.runs.get_mut(&id) else { return };
         if !matches!(run.state, State::Containing) {
             return;
         }
-        if cgroup.is_none() {
+        if container.is_none() {
             return self.launch_failed(id, error, now);
         }
-        run.cgroup = cgroup;
+        run.container = container;
         self.abort_launch(id, error, now);
     }
 

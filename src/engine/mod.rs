@@ -47,6 +47,8 @@ pub use run::{Main, Run, State, Stop};
 const RECORD_WAIT: Duration = Duration::from_millis(500);
 /// A launch can wait for a slow disk, since nothing is executed meanwhile.
 const LAUNCH_RECORD_WAIT: Duration = Duration::from_secs(5);
+/// How long a run may take to be contained, where another program does that. It has deadlines of its own, 5 s and less.
+const CONTAIN_WAIT: Duration = Duration::from_secs(15);
 /// How long processes that are still there after the main process exited are left to go by themselves: the other end
 /// of a pipeline, a child that is being reaped. After that they are leftovers.
 const SETTLE: Duration = Duration::from_millis(100);
@@ -140,17 +142,18 @@ impl Engine {
             Event::NotRecorded(ticket) => self.recorded(ticket, false, now),
             Event::StoreTroubled(why) => self.trouble = Some(why),
             Event::StoreRecovered => self.trouble = None,
-            Event::Contained { run, main, cgroup, notices } => self.contained(run, main, cgroup, notices, now),
-            Event::NotContained { run, error, cgroup } => self.not_contained(run, error, cgroup, now),
+            Event::Contained { run, main, container, notices } => self.contained(run, main, container, notices, now),
+            Event::NotContained { run, error, container } => self.not_contained(run, error, container, now),
             Event::GateOpened { run, result } => self.gate_opened(run, result, now),
             Event::Probed { run, output } => self.probed(run, output, now),
             Event::MainExited { run, status, oom } => self.main_exited(run, status, oom, now),
             Event::ClientGone(run) => self.client_gone(run, now),
             Event::Populated { run, populated: false } => self.emptied(run, now),
             Event::Populated { run, populated: true } => self.still_populated(run, now),
+            Event::ContainmentLost(run) => self.containment_lost(run, now),
             Event::Inspected { run, evidence } => self.inspected(run, evidence, now),
             Event::Terminated { run, processes, trouble } => self.terminated(run, processes, trouble, now),
-            Event::CgroupKilled { run, processes, trouble } => self.cgroup_killed(run, processes, trouble, now),
+            Event::Killed { run, processes, trouble } => self.killed(run, processes, trouble, now),
             Event::StatusAsked { run, status } => self.status_asked(run, status, now),
             Event::Removed { run, result } => self.removed(run, result, now),
             Event::Adopt { run, found } => self.adopt(*run, found, now),
@@ -170,7 +173,7 @@ impl Engine {
             Due::Timer(rule) => self.timer_due(run, rule, now),
             Due::Settle => self.effects.push(Effect::Look(run)),
             Due::Grace => self.grace_over(run),
-            Due::KillAgain => self.effects.push(Effect::KillCgroup(run)),
+            Due::KillAgain => self.effects.push(Effect::Kill(run)),
             Due::Unkillable => self.unkillable(run),
             Due::Status => self.effects.push(Effect::AskStatus(run)),
             Due::RemoveAgain => self.effects.push(Effect::Remove(run)),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    Actor, AuditEvent, CgroupIdentity, Containment, EventKind, Evidence, ExitStatus, Health, HealthReason, KillAnswer,
+    Actor, AuditEvent, ContainerId, Containment, EventKind, Evidence, ExitStatus, Health, HealthReason, KillAnswer,
     KillMode, KillReason, Mono, Now, Outcome, Phase, Receipt, Rule, RunSpec, RunView, Step, StepKind, Usage, Wall,
 };
 
@@ -21,8 +21,9 @@ pub struct Run {
     pub state: State,
     /// Its main process.
     pub main: Main,
-    /// Its cgroup, once it has one.
-    pub cgroup: Option<CgroupIdentity>,
+    /// What holds it, once something does.
+    #[serde(alias = "cgroup")]
+    pub container: Option<ContainerId>,
     /// What could not be done as asked.
     pub notices: Vec<String>,
     /// When it was accepted.
@@ -35,6 +36,9 @@ pub struct Run {
     pub timers: BTreeMap<Rule, Timer>,
     /// It is frozen.
     pub frozen: bool,
+    /// What contained it is gone.
+    #[serde(default)]
+    pub scattered: bool,
     /// Why it is not healthy.
     pub reasons: Vec<HealthReason>,
     /// A kill that came before the process was contained; it is begun as soon as that is so.
@@ -48,6 +52,9 @@ pub struct Run {
     /// record of the start, or a run of which nothing was executed.
     #[serde(skip)]
     pub opening: bool,
+    /// A kill has kept the gate closed: whatever its child exits with, the command was not executed.
+    #[serde(default)]
+    pub kept_closed: bool,
     /// Who waits for the launch.
     #[serde(skip)]
     pub launch_reply: Option<ReplyTo>,
@@ -198,7 +205,7 @@ impl Kill {
     }
 
     /// The proof, written when the kernel says that the cgroup is empty.
-    pub fn receipt(mut self, now: Now) -> Receipt {
+    pub fn receipt(mut self, containment: Containment, now: Now) -> Receipt {
         self.did(StepKind::Emptied, 0, now);
         Receipt {
             run: self.answer.run,
@@ -211,6 +218,7 @@ impl Kill {
             terminated: self.terminated,
             killed: self.killed,
             survivors: 0,
+            containment,
             processes: self.evidence.processes,
             processes_total: self.evidence.total,
         }
@@ -224,20 +232,27 @@ impl Run {
             spec,
             state: State::Accepting,
             main: Main::Alive,
-            cgroup: None,
+            container: None,
             notices: Vec::new(),
             created: now,
             started: None,
             ready: None,
             timers: BTreeMap::new(),
             frozen: false,
+            scattered: false,
             reasons: Vec::new(),
             early_kill: None,
             executing: false,
             adopted: false,
             opening: false,
+            kept_closed: false,
             launch_reply: reply,
         }
+    }
+
+    /// Its process was put into a container, and the run is not over.
+    pub fn is_contained(&self) -> bool {
+        matches!(self.state, State::Live { .. } | State::Stopping(..) | State::Killing(..))
     }
 
     /// The phase that people are shown.
@@ -295,8 +310,7 @@ impl Run {
             phase: self.phase(),
             health: self.health(),
             reasons: self.reasons.clone(),
-            containment: Containment::Cgroupfs,
-            cgroup: self.cgroup.clone(),
+            container: self.container.clone(),
             frozen: self.frozen,
             created_at: self.created.wall,
             started_at: self.started,

@@ -261,6 +261,15 @@ pub fn parse_key(text: &str, key: &str) -> Option<u64> {
     text.lines().filter_map(|l| l.split_once(' ')).find(|(k, _)| *k == key)?.1.trim().parse().ok()
 }
 
+/// `io.stat`: a line for each device, `MAJ:MIN rbytes=N wbytes=N …`. Gives the bytes read and written on all of them.
+pub fn parse_io(text: &str) -> Option<(u64, u64)> {
+    let sum = |key: &str| {
+        let values = text.split_ascii_whitespace().filter_map(|w| w.strip_prefix(key)?.strip_prefix('='));
+        values.map(|v| v.parse::<u64>().ok()).sum::<Option<u64>>()
+    };
+    Some((sum("rbytes")?, sum("wbytes")?))
+}
+
 /// `populated` of `cgroup.events`: whether a live process is in the cgroup or below.
 pub fn parse_populated(text: &str) -> Option<bool> {
     match parse_key(text, "populated")? {

@@ -7,6 +7,7 @@ pub mod cgroup;
 pub mod clock;
 mod errno;
 pub mod evidence;
+pub mod footprint;
 pub mod kill;
 pub mod mount;
 pub mod pidfd_info;
@@ -19,7 +20,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use crate::model::Evidence;
-use crate::model::{CgroupIdentity, ExitStatus, Now, ProcessId, Resources, RunId, Usage};
+use crate::model::{ContainerId, Containment, ExitStatus, Now, ProcessId, RunId, RunSpec, Usage};
 
 /// Why the kernel would not do something. `Gone` and `Busy` are events more than errors.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +53,20 @@ pub enum KernelError {
         /// Why not, and what to do.
         why: String,
     },
+    /// The backend that was insisted on is not there.
+    #[error("the backend {backend} cannot be had here: {why}")]
+    NoBackend {
+        /// Which.
+        backend: Containment,
+        /// Why not, and what to do.
+        why: String,
+    },
+    /// The instance would be inside of a run that it is to guard.
+    #[error("an instance that is started inside {run} cannot guard that run: run a guardian command outside of it")]
+    InsideRun {
+        /// The run.
+        run: RunId,
+    },
     /// Anything else, with what was tried on what.
     #[error("{op} {what}: {source}")]
     Io {
@@ -64,13 +79,22 @@ pub enum KernelError {
     },
 }
 
-/// A new cgroup, and what could not be set on it.
+/// A new container, and what could not be set on it.
 #[derive(Debug)]
 pub struct Created<C> {
-    /// The cgroup.
-    pub cgroup: C,
-    /// Limits that nothing here can enforce, in sentences.
+    /// The container.
+    pub container: C,
+    /// What nothing here can do as asked, in sentences: limits above all.
     pub notices: Vec<String>,
+}
+
+/// What came of putting a process into its container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attached {
+    /// It is there.
+    Now,
+    /// Somebody else does it; [`Notice::Attached`] tells that it is done, or failed.
+    Later,
 }
 
 /// The part that a watched process has in its run.
@@ -87,8 +111,10 @@ pub enum Role {
 pub enum Notice {
     /// A watched process exited.
     ProcessExited(RunId, Role),
-    /// `cgroup.events` of the run changed.
-    CgroupChanged(RunId),
+    /// `cgroup.events` of the run changed, or its shim exited.
+    ContainerChanged(RunId),
+    /// What [`Attached::Later`] promised: see [`Kernel::complete`].
+    Attached(RunId),
     /// The command eventfd was written: look at the command channel.
     Woken,
 }
@@ -108,8 +134,9 @@ pub struct Exec {
 
 /// The kernel, real or simulated. One thread uses it.
 pub trait Kernel {
-    /// A cgroup, held open: its identity is the descriptor and its inode, not its path.
-    type Cgroup;
+    /// What holds a run together, held open: a cgroup, whose identity is the descriptor and its inode and not its path,
+    /// or a shim, held by pidfd.
+    type Container;
     /// A process, held by pidfd. A gated one also holds its gate: dropped unopened, the child exits and executes nothing.
     type Process;
 
@@ -118,21 +145,21 @@ pub trait Kernel {
     /// The boot id, which monotonic times and process start times belong to.
     fn boot_id(&self) -> String;
 
-    /// Makes the run's cgroup and sets its resource limits. Fails with `Busy` if one of that name exists.
-    fn create(&mut self, run: RunId, resources: &Resources) -> Result<Created<Self::Cgroup>, KernelError>;
-    /// Opens the cgroup of a run from an earlier instance: `NotOurs` if inode or mark differ, `Gone` if there is none.
-    /// One that is not in our subtree is looked for at the known path: the earlier instance may have had another one.
-    /// If it is not known (the earlier instance died too soon), the mark on the directory decides.
-    fn reopen(&mut self, run: RunId, known: Option<&CgroupIdentity>) -> Result<Self::Cgroup, KernelError>;
-    /// The runs that have a directory in our subtree, whatever it holds.
+    /// Makes the run's container and sets its resource limits. Fails with `Busy` if one of that name exists.
+    fn create(&mut self, spec: &RunSpec) -> Result<Created<Self::Container>, KernelError>;
+    /// Opens the container of a run from an earlier instance: `NotOurs` if inode, mark or start time differ, `Gone` if
+    /// there is none. A cgroup that is not among ours is looked for at the known path: the earlier instance may have had
+    /// another subtree. If it is not known (the earlier instance died too soon), the mark on it decides.
+    fn reopen(&mut self, run: RunId, known: Option<&ContainerId>) -> Result<Self::Container, KernelError>;
+    /// The runs that have a container here, whatever it holds.
     fn list(&mut self) -> Result<Vec<RunId>, KernelError>;
-    /// Path and inode.
-    fn identity(&self, cgroup: &Self::Cgroup) -> CgroupIdentity;
+    /// What tells it from a later one; none before it is made, which is when the process is attached.
+    fn identity(&self, container: &Self::Container) -> Option<ContainerId>;
 
     /// Starts the command behind a closed gate: the process exists, and has executed nothing of the run's. Where the
-    /// kernel can do so, it begins its life in the cgroup; attaching it still is what proves it there. (To move a process
-    /// takes 8 to 15 ms on an idle host, to begin there nothing.)
-    fn spawn(&mut self, exec: &Exec, cgroup: &Self::Cgroup) -> Result<Self::Process, KernelError>;
+    /// kernel can do so, it begins its life in the container; attaching it still is what proves it there. (To move a
+    /// process into a cgroup takes 8 to 15 ms on an idle host, to begin there nothing.)
+    fn spawn(&mut self, exec: &Exec, container: &mut Self::Container) -> Result<Self::Process, KernelError>;
     /// Opens the process that was known by this id; `Gone` if it is not that process any more.
     fn open_process(&mut self, id: ProcessId) -> Result<Self::Process, KernelError>;
     /// Pid and start time.
@@ -141,44 +168,63 @@ pub trait Kernel {
     fn open_gate(&mut self, process: &mut Self::Process) -> Result<(), KernelError>;
     /// Closes the gate of a gated process unopened: it exits and executes nothing. Not gated: nothing.
     fn close_gate(&mut self, process: &mut Self::Process);
-    /// Moves the process into the cgroup and checks in /proc that it is there.
-    fn attach(&mut self, cgroup: &Self::Cgroup, process: &Self::Process) -> Result<(), KernelError>;
-    /// How a process that has exited ended: known if it is our child, else asked of the pidfd (Linux 6.15+, and only once
-    /// its parent has reaped it), else none.
-    fn exit_status(&mut self, process: &Self::Process) -> Option<ExitStatus>;
+    /// Puts the process into the container and checks in /proc that it is there.
+    fn attach(&mut self, container: &mut Self::Container, process: &mut Self::Process)
+    -> Result<Attached, KernelError>;
+    /// Takes in what became of an attachment that was promised for later, and checks in /proc that the process is there.
+    /// Gives what could not be done as asked, in sentences.
+    fn complete(
+        &mut self,
+        container: &mut Self::Container,
+        process: &mut Self::Process,
+    ) -> Result<Vec<String>, KernelError>;
+    /// How the main process ended, if it has: known if it is our child or a shim's, else asked of the pidfd (Linux 6.15+,
+    /// and only once its parent has reaped it), else none.
+    fn exit_status(
+        &mut self,
+        container: Option<&Self::Container>,
+        process: Option<&Self::Process>,
+    ) -> Option<ExitStatus>;
     /// Reaps every child that has exited, orphans of runs among them. False once there is no child any more.
     fn reap(&mut self) -> bool;
 
     /// Watches for the process's exit.
     fn watch_process(&mut self, run: RunId, role: Role, process: &Self::Process) -> Result<(), KernelError>;
-    /// Watches `cgroup.events`.
-    fn watch_cgroup(&mut self, run: RunId, cgroup: &Self::Cgroup) -> Result<(), KernelError>;
+    /// Watches for the moment when it may be empty: `cgroup.events`, or the exit of the shim.
+    fn watch_container(&mut self, run: RunId, container: &Self::Container) -> Result<(), KernelError>;
     /// Sleeps until something happens or the time is over (`None`: without end), and says what happened.
     fn wait(&mut self, timeout: Option<Duration>) -> Result<Vec<Notice>, KernelError>;
 
-    /// Whether any process is in the cgroup or below it.
-    fn populated(&mut self, cgroup: &Self::Cgroup) -> Result<bool, KernelError>;
-    /// Sends SIGTERM, then SIGCONT, to every process in the cgroup and below, each through a pidfd and after checking
-    /// that it is there; then thaws what is frozen. Gives the number of processes signalled.
-    fn terminate(&mut self, cgroup: &Self::Cgroup) -> Result<u32, KernelError>;
-    /// Kills everything in the cgroup and below. Gives the number of processes that were there just before.
-    fn kill(&mut self, cgroup: &Self::Cgroup) -> Result<u32, KernelError>;
-    /// Freezes or thaws the cgroup.
-    fn freeze(&mut self, cgroup: &Self::Cgroup, frozen: bool) -> Result<(), KernelError>;
+    /// Whether any process is in it: in the cgroup or below it, below the shim, or left of a run whose shim was killed.
+    fn populated(&mut self, container: &Self::Container) -> Result<bool, KernelError>;
+    /// Whether it still holds the run together. False once its shim was killed: see `Event::ContainmentLost`.
+    fn is_intact(&mut self, container: &Self::Container) -> bool;
+    /// Sends SIGTERM, then SIGCONT, to every process in it, each through a pidfd and after checking that it is there;
+    /// then thaws what is frozen. Gives the number of processes signalled.
+    fn terminate(&mut self, container: &Self::Container) -> Result<u32, KernelError>;
+    /// Kills everything in it. Gives the number of processes that were there just before.
+    fn kill(&mut self, container: &Self::Container) -> Result<u32, KernelError>;
+    /// Freezes or thaws it.
+    fn freeze(&mut self, container: &Self::Container, frozen: bool) -> Result<(), KernelError>;
     /// Looks at the processes for no longer than the budget.
-    fn evidence(&mut self, cgroup: &Self::Cgroup, budget: Duration) -> Evidence;
-    /// Reads the counters that the cgroup has; `tasks` and, without the controller, memory are left out.
-    fn sample(&mut self, cgroup: &Self::Cgroup) -> Result<Usage, KernelError>;
-    /// Reads everything, from /proc where the cgroup does not tell.
-    fn usage(&mut self, cgroup: &Self::Cgroup) -> Result<Usage, KernelError>;
+    fn evidence(&mut self, container: &Self::Container, budget: Duration) -> Evidence;
+    /// Called before `sample` is called for every run: what is read once for all of them is read now.
+    fn begin_samples(&mut self) {}
+    /// Called after that.
+    fn end_samples(&mut self) {}
+    /// Reads the counters that cost little: of a cgroup those that it has itself.
+    fn sample(&mut self, container: &Self::Container) -> Result<Usage, KernelError>;
+    /// Reads everything, from /proc where the container does not tell.
+    fn usage(&mut self, container: &Self::Container) -> Result<Usage, KernelError>;
     /// True once a process of the run has written output: `wchar` of any of them, or a byte in the log.
-    fn has_output(&mut self, cgroup: &Self::Cgroup, log: Option<&std::path::Path>) -> bool;
-    /// The number of times the OOM killer struck in the cgroup; 0 where there is no memory controller.
-    fn oom_kills(&mut self, cgroup: &Self::Cgroup) -> u64;
+    fn has_output(&mut self, container: &Self::Container, log: Option<&std::path::Path>) -> bool;
+    /// The number of times the OOM killer struck in the run; 0 where there is no memory controller to tell.
+    fn oom_kills(&mut self, container: &Self::Container) -> u64;
     /// Gives back the disk space of the oldest part of a log that is over its size, keeping the newest.
     fn cap_log(&mut self, log: &std::path::Path, max_bytes: u64) -> Result<(), KernelError>;
-    /// Gives up the cgroup that was made ahead for a run which is not launched after all.
-    fn unreserve(&mut self, run: RunId) -> Option<Self::Cgroup>;
-    /// Removes the cgroup and the empty ones below it. `Busy` if a process is there or still going.
-    fn remove(&mut self, cgroup: &Self::Cgroup) -> Result<(), KernelError>;
+    /// Gives up the container that was made ahead for a run which is not launched after all.
+    fn unreserve(&mut self, run: RunId) -> Option<Self::Container>;
+    /// Removes it: the cgroup and the empty ones below it, or the shim's record. `Busy` if a process is there or still
+    /// going.
+    fn remove(&mut self, container: &Self::Container) -> Result<(), KernelError>;
 }

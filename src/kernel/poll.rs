@@ -110,11 +110,16 @@ impl Poller {
         self.watch(pidfd, EventFlags::IN | EventFlags::ONESHOT, Notice::ProcessExited(run, role))
     }
 
+    /// Watches the pidfd of a shim, in the same way: when it is readable, the run may be empty.
+    pub fn watch_shim(&self, run: RunId, pidfd: Arc<OwnedFd>) -> Result<Registration, KernelError> {
+        self.watch(pidfd, EventFlags::IN | EventFlags::ONESHOT, Notice::ContainerChanged(run))
+    }
+
     /// Watches an open `cgroup.events`. A file that was not read since the last change is ready, so a fresh one tells
     /// at once: whoever watches a cgroup that is already empty is not left waiting. Edge triggered, so that a change
     /// is told once, whether the file is read or not.
     pub fn watch_cgroup(&self, run: RunId, events: Arc<OwnedFd>) -> Result<Registration, KernelError> {
-        self.watch(events, EventFlags::PRI | EventFlags::ET, Notice::CgroupChanged(run))
+        self.watch(events, EventFlags::PRI | EventFlags::ET, Notice::ContainerChanged(run))
     }
 
     fn watch(&self, fd: Arc<OwnedFd>, flags: EventFlags, notice: Notice) -> Result<Registration, KernelError> {

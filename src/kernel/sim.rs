@@ -11,10 +11,10 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use crate::model::{
-    CgroupIdentity, Evidence, ExitStatus, Mono, Now, ProcessId, ProcessSeen, Resources, RunId, Usage, Wall,
+    CgroupIdentity, ContainerId, Evidence, ExitStatus, Mono, Now, ProcessId, ProcessSeen, RunId, RunSpec, Usage, Wall,
 };
 
-use super::{Created, Exec, Kernel, KernelError, Notice, Role};
+use super::{Attached, Created, Exec, Kernel, KernelError, Notice, Role};
 
 /// Something that was done to a cgroup.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,6 +70,8 @@ pub struct World {
     pub cgroups: BTreeMap<RunId, u64>,
     /// Runs that have written output.
     pub output: BTreeSet<RunId>,
+    /// Runs whose container does not hold them together any more.
+    pub scattered: BTreeSet<RunId>,
     /// How often a removal will still be refused with EBUSY.
     pub busy: u32,
     /// Everything that was done to a cgroup.
@@ -90,6 +92,7 @@ impl World {
             processes: BTreeMap::new(),
             cgroups: BTreeMap::new(),
             output: BTreeSet::new(),
+            scattered: BTreeSet::new(),
             busy: 0,
             acts: Vec::new(),
             notices: Vec::new(),
@@ -125,7 +128,7 @@ impl World {
         }
         for (run, inode) in &self.watched_cgroups {
             if cgroup == Some(*inode) {
-                self.notices.push(Notice::CgroupChanged(*run));
+                self.notices.push(Notice::ContainerChanged(*run));
             }
         }
     }
@@ -153,6 +156,19 @@ impl World {
     /// The living processes of a cgroup.
     pub fn living(&self, inode: u64) -> impl Iterator<Item = u32> + '_ {
         self.processes.iter().filter(move |(_, p)| p.cgroup == Some(inode) && p.ended.is_none()).map(|(pid, _)| *pid)
+    }
+
+    /// Kills the shim of a run, so to say: it is still there, but nothing holds it together.
+    pub fn scatter(&mut self, run: RunId) {
+        if self.watched_cgroups.contains_key(&run) && self.scattered.insert(run) {
+            self.notices.push(Notice::ContainerChanged(run));
+        }
+    }
+
+    /// The shim of the run was killed while somebody watched it, and they were told.
+    pub fn has_noticed_scattering(&self, run: RunId) -> bool {
+        let told = !self.notices.contains(&Notice::ContainerChanged(run));
+        told && self.watched_cgroups.contains_key(&run) && self.scattered.contains(&run)
     }
 
     /// Forgets all watches: the instance died.
@@ -188,7 +204,7 @@ pub struct SimCgroup {
 pub struct SimKernel(pub Rc<RefCell<World>>);
 
 impl Kernel for SimKernel {
-    type Cgroup = SimCgroup;
+    type Container = SimCgroup;
     type Process = u32;
 
     fn now(&self) -> Now {
@@ -199,7 +215,8 @@ impl Kernel for SimKernel {
         self.0.borrow().boot.to_string()
     }
 
-    fn create(&mut self, run: RunId, _: &Resources) -> Result<Created<SimCgroup>, KernelError> {
+    fn create(&mut self, spec: &RunSpec) -> Result<Created<SimCgroup>, KernelError> {
+        let run = spec.id;
         let mut world = self.0.borrow_mut();
         if world.cgroups.contains_key(&run) {
             return Err(KernelError::Busy { what: run.to_string() });
@@ -207,12 +224,12 @@ impl Kernel for SimKernel {
         world.last_inode += 1;
         let inode = world.last_inode;
         world.cgroups.insert(run, inode);
-        Ok(Created { cgroup: SimCgroup { run, inode }, notices: Vec::new() })
+        Ok(Created { container: SimCgroup { run, inode }, notices: Vec::new() })
     }
 
-    fn reopen(&mut self, run: RunId, known: Option<&CgroupIdentity>) -> Result<SimCgroup, KernelError> {
+    fn reopen(&mut self, run: RunId, known: Option<&ContainerId>) -> Result<SimCgroup, KernelError> {
         let world = self.0.borrow();
-        match (world.cgroups.get(&run), known.map(|k| k.inode)) {
+        match (world.cgroups.get(&run), known.and_then(ContainerId::cgroup).map(|k| k.inode)) {
             (None, _) => Err(KernelError::Gone { what: run.to_string() }),
             (Some(inode), Some(known)) if *inode != known => {
                 Err(KernelError::NotOurs { what: run.to_string(), why: format!("inode {inode}, not {known}") })
@@ -225,11 +242,14 @@ impl Kernel for SimKernel {
         Ok(self.0.borrow().cgroups.keys().copied().collect())
     }
 
-    fn identity(&self, cgroup: &SimCgroup) -> CgroupIdentity {
-        CgroupIdentity { path: PathBuf::from(format!("/sim/{}", cgroup.run)), inode: cgroup.inode }
+    fn identity(&self, cgroup: &SimCgroup) -> Option<ContainerId> {
+        Some(ContainerId::Cgroup(CgroupIdentity {
+            path: PathBuf::from(format!("/sim/{}", cgroup.run)),
+            inode: cgroup.inode,
+        }))
     }
 
-    fn spawn(&mut self, _: &Exec, cgroup: &SimCgroup) -> Result<u32, KernelError> {
+    fn spawn(&mut self, _: &Exec, cgroup: &mut SimCgroup) -> Result<u32, KernelError> {
         Ok(self.0.borrow_mut().start(SimProcess {
             cgroup: Some(cgroup.inode),
             ended: None,
@@ -265,18 +285,22 @@ impl Kernel for SimKernel {
         }
     }
 
-    fn attach(&mut self, cgroup: &SimCgroup, process: &u32) -> Result<(), KernelError> {
+    fn attach(&mut self, cgroup: &mut SimCgroup, process: &mut u32) -> Result<Attached, KernelError> {
         match self.0.borrow_mut().processes.get_mut(process) {
             Some(process) if process.ended.is_none() => {
                 process.cgroup = Some(cgroup.inode);
-                Ok(())
+                Ok(Attached::Now)
             }
             _ => Err(KernelError::Gone { what: format!("process {process}") }),
         }
     }
 
-    fn exit_status(&mut self, process: &u32) -> Option<ExitStatus> {
-        self.0.borrow().processes.get(process).filter(|p| p.ours).and_then(|p| p.ended)
+    fn complete(&mut self, _: &mut SimCgroup, _: &mut u32) -> Result<Vec<String>, KernelError> {
+        Ok(Vec::new())
+    }
+
+    fn exit_status(&mut self, _: Option<&SimCgroup>, process: Option<&u32>) -> Option<ExitStatus> {
+        self.0.borrow().processes.get(process?).filter(|p| p.ours).and_then(|p| p.ended)
     }
 
     fn reap(&mut self) -> bool {
@@ -292,7 +316,7 @@ impl Kernel for SimKernel {
         Ok(())
     }
 
-    fn watch_cgroup(&mut self, run: RunId, cgroup: &SimCgroup) -> Result<(), KernelError> {
+    fn watch_container(&mut self, run: RunId, cgroup: &SimCgroup) -> Result<(), KernelError> {
         self.0.borrow_mut().watched_cgroups.insert(run, cgroup.inode);
         Ok(())
     }
@@ -305,6 +329,10 @@ impl Kernel for SimKernel {
         let world = self.0.borrow();
         world.exists(cgroup)?;
         Ok(world.living(cgroup.inode).next().is_some())
+    }
+
+    fn is_intact(&mut self, cgroup: &SimCgroup) -> bool {
+        !self.0.borrow().scattered.contains(&cgroup.run)
     }
 
     fn terminate(&mut self, cgroup: &SimCgroup) -> Result<u32, KernelError> {

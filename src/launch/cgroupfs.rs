@@ -25,8 +25,8 @@ use super::limits;
 use super::mark::Owner;
 use crate::kernel::cgroup::{CgroupDir, parse_pids};
 use crate::kernel::mount::{self, Cgroup2Mount};
-use crate::kernel::{Created, KernelError, process};
-use crate::model::{CgroupIdentity, ProcessId, Resources, RunId};
+use crate::kernel::{KernelError, process};
+use crate::model::{ProcessId, Resources, RunId};
 
 /// What holds the subtrees of all instances, where the tree is ours.
 const BASE: &str = "guardian";
@@ -48,15 +48,15 @@ pub struct Options {
     pub mount: Option<Cgroup2Mount>,
     /// The name of the instance's directory: short, of letters, digits, `-`, `_` and `.`.
     pub key: String,
-    /// Whether directories are marked by extended attributes.
-    pub use_user_xattrs: bool,
+    /// Whose runs they are.
+    pub owner: Owner,
     /// Whether the instance moves itself into its own directory.
     pub move_instance: bool,
 }
 
 /// The instance's subtree.
 #[derive(Debug)]
-pub struct Subtree {
+pub struct CgroupTree {
     dir: CgroupDir,
     mount: Cgroup2Mount,
     /// The cgroups whose controllers we may enable, the highest first, our own last.
@@ -68,9 +68,9 @@ pub struct Subtree {
     home: Option<PathBuf>,
 }
 
-impl Subtree {
+impl CgroupTree {
     /// Makes the subtree, or opens the one of an earlier instance with the same key.
-    pub fn open(options: &Options, boot_id: &str) -> Result<Self, KernelError> {
+    pub fn open(options: &Options) -> Result<Self, KernelError> {
         check_key(&options.key)?;
         let mount = match &options.mount {
             Some(mount) => mount.clone(),
@@ -106,7 +106,7 @@ impl Subtree {
             dir: CgroupDir::open(path)?,
             chain,
             delegated: has_delegate_mark(&base).then_some(base),
-            owner: Owner::new(&options.key, boot_id, options.use_user_xattrs),
+            owner: options.owner.clone(),
             home: process::cgroup(std::process::id()).ok().and_then(|cgroup| mount.directory_of(&cgroup)),
             mount,
         };
@@ -144,12 +144,13 @@ impl Subtree {
             return Ok(false);
         }
         let base = CgroupDir::open(path)?;
-        let name = self.name_of(&base)?;
+        let name = name_of(&base, &self.mount)?;
         let bystanders = self.leaf(BYSTANDERS)?;
+        let aside = name_of(&bystanders, &self.mount)?;
         let move_aside = |pid| {
             let pidfd = process::open(pid)?;
             let id = process::identify(&pidfd)?;
-            if process::cgroup(pid)? == name { self.attach(&bystanders, id, pidfd) } else { Ok(()) }
+            if process::cgroup(pid)? == name { attach(&bystanders, &aside, id, pidfd) } else { Ok(()) }
         };
         for pid in base.parsed("cgroup.procs", parse_pids)? {
             move_aside(pid).or_else(|e| if e.is_gone() { Ok(()) } else { Err(e) })?;
@@ -193,8 +194,8 @@ impl Subtree {
         self.dir.path()
     }
 
-    /// Makes a run's cgroup, marks it and sets its limits. `Busy` if there is one of that name.
-    pub fn create(&self, run: RunId, resources: &Resources) -> Result<Created<CgroupDir>, KernelError> {
+    /// Makes a run's cgroup and marks it. `Busy` if there is one of that name.
+    pub fn create(&self, run: RunId) -> Result<CgroupDir, KernelError> {
         let name = run.to_string();
         match mkdirat(&self.dir, name.as_str(), Mode::from_raw_mode(0o755)) {
             Ok(()) => {}
@@ -203,23 +204,18 @@ impl Subtree {
         }
         let cgroup = self.dir.child(name.as_ref())?;
         self.owner.mark(run, &cgroup);
-        Ok(self.limit(cgroup, resources))
+        Ok(cgroup)
     }
 
-    /// Sets limits on a run's cgroup, which may have been made before they were known.
-    pub fn limit(&self, cgroup: CgroupDir, resources: &Resources) -> Created<CgroupDir> {
-        let notices = limits::apply(&self.chain, &cgroup, resources, &|busy| self.make_room(busy));
-        Created { cgroup, notices }
+    /// Sets limits on a run's cgroup. Gives what cannot be done as asked, in sentences.
+    pub fn limit(&self, cgroup: &CgroupDir, resources: &Resources) -> Vec<String> {
+        limits::apply(&self.chain, cgroup, resources, &|busy| self.make_room(busy))
     }
 
-    /// Opens the cgroup of a run from an earlier instance, if inode or mark prove that it is that one. That instance
-    /// may have had another base, such as another scope of systemd: then the run is where it was recorded.
-    pub fn reopen(&self, run: RunId, known: Option<&CgroupIdentity>) -> Result<CgroupDir, KernelError> {
-        let cgroup = match (self.dir.child(run.to_string().as_ref()), known) {
-            (Err(e), Some(known)) if e.is_gone() => CgroupDir::open(&known.path)?,
-            (here, _) => here?,
-        };
-        self.owner.prove(run, &cgroup, known.map(|k| k.inode))?;
+    /// Opens the cgroup of a run of which no more is known than its name, if its mark proves that it is that one.
+    pub fn reopen(&self, run: RunId) -> Result<CgroupDir, KernelError> {
+        let cgroup = self.dir.child(run.to_string().as_ref())?;
+        self.owner.prove(run, &cgroup, None)?;
         Ok(cgroup)
     }
 
@@ -231,43 +227,48 @@ impl Subtree {
         Ok(runs)
     }
 
-    /// The name of a run's cgroup in `/proc/PID/cgroup`.
-    pub fn name_of(&self, cgroup: &CgroupDir) -> Result<PathBuf, KernelError> {
-        self.mount.cgroup_of(cgroup.path()).ok_or_else(|| KernelError::NotDelegated {
-            path: cgroup.path().to_owned(),
-            why: format!("it is not below the mount of cgroup2 at {}", self.mount.mount_point.display()),
-        })
+    /// Where cgroup2 is mounted.
+    pub fn mount(&self) -> &Cgroup2Mount {
+        &self.mount
     }
+}
 
-    /// Moves a process into a run's cgroup, and checks that it is that process and that it is there.
-    pub fn attach(&self, cgroup: &CgroupDir, id: ProcessId, pidfd: impl AsFd) -> Result<(), KernelError> {
-        cgroup.verify()?;
-        let what = || format!("process {}", id.pid);
-        let pidfd = pidfd.as_fd();
-        let alive = || match process::has_exited(pidfd) {
-            true => Err(KernelError::Gone { what: what() }),
-            false => Ok(()),
-        };
-        let wanted = self.name_of(cgroup)?;
-        // cgroup.procs takes a number and nothing else. Alive before and after the write, the process kept its pid in
-        // between, so the number was its own. One that began its life in the cgroup need not be moved.
-        alive()?;
-        if process::cgroup(id.pid)? != wanted {
-            cgroup.write("cgroup.procs", &id.pid.to_string())?;
-        }
-        let found = process::cgroup(id.pid)?;
-        if process::stat(id.pid)?.start_ticks != id.start_ticks {
-            return Err(KernelError::NotOurs { what: what(), why: "it started at another time".into() });
-        }
-        // Last, so that all of the above was read of this process and not of a later one with its pid.
-        alive()?;
-        match found == wanted {
-            true => Ok(()),
-            false => Err(KernelError::NotOurs {
-                what: what(),
-                why: format!("it is in cgroup {}, not {}", found.display(), wanted.display()),
-            }),
-        }
+/// The name of a cgroup in `/proc/PID/cgroup`.
+pub fn name_of(cgroup: &CgroupDir, mount: &Cgroup2Mount) -> Result<PathBuf, KernelError> {
+    mount.cgroup_of(cgroup.path()).ok_or_else(|| KernelError::NotDelegated {
+        path: cgroup.path().to_owned(),
+        why: format!("it is not below the mount of cgroup2 at {}", mount.mount_point.display()),
+    })
+}
+
+/// Moves a process into a run's cgroup, unless it is there, and checks that it is that process and that it is there. `name`
+/// is that of the cgroup in `/proc/PID/cgroup`.
+pub fn attach(cgroup: &CgroupDir, name: &Path, id: ProcessId, pidfd: impl AsFd) -> Result<(), KernelError> {
+    cgroup.verify()?;
+    let what = || format!("process {}", id.pid);
+    let pidfd = pidfd.as_fd();
+    let alive = || match process::has_exited(pidfd) {
+        true => Err(KernelError::Gone { what: what() }),
+        false => Ok(()),
+    };
+    // cgroup.procs takes a number and nothing else. Alive before and after the write, the process kept its pid in
+    // between, so the number was its own. One that began its life in the cgroup need not be moved.
+    alive()?;
+    if process::cgroup(id.pid)? != name {
+        cgroup.write("cgroup.procs", &id.pid.to_string())?;
+    }
+    let found = process::cgroup(id.pid)?;
+    if process::stat(id.pid)?.start_ticks != id.start_ticks {
+        return Err(KernelError::NotOurs { what: what(), why: "it started at another time".into() });
+    }
+    // Last, so that all of the above was read of this process and not of a later one with its pid.
+    alive()?;
+    match found == name {
+        true => Ok(()),
+        false => Err(KernelError::NotOurs {
+            what: what(),
+            why: format!("it is in cgroup {}, not {}", found.display(), name.display()),
+        }),
     }
 }
 
@@ -380,10 +381,10 @@ mod tests {
             base: Some(base.clone()),
             mount: Some(mount),
             key: "test".into(),
-            use_user_xattrs: true,
+            owner: Owner::new("test", "boot", true),
             move_instance: false,
         };
-        let error = Subtree::open(&options, "boot").unwrap_err().to_string();
+        let error = CgroupTree::open(&options).unwrap_err().to_string();
         assert!(error.contains("not below /cg"), "{error}");
         assert!(!base.exists());
     }
@@ -391,9 +392,14 @@ mod tests {
     #[test]
     fn a_read_only_mount_is_refused_with_a_way_out() {
         let mount = Cgroup2Mount { mount_point: "/cg".into(), root: "/".into(), read_only: true };
-        let options =
-            Options { base: None, mount: Some(mount), key: "test".into(), use_user_xattrs: true, move_instance: false };
-        let error = Subtree::open(&options, "boot").unwrap_err().to_string();
+        let options = Options {
+            base: None,
+            mount: Some(mount),
+            key: "test".into(),
+            owner: Owner::new("test", "boot", true),
+            move_instance: false,
+        };
+        let error = CgroupTree::open(&options).unwrap_err().to_string();
         assert!(error.contains("read-only") && error.contains("start the container"), "{error}");
     }
 }

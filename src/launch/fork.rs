@@ -14,21 +14,19 @@ use std::ptr::{null, null_mut};
 use nix::libc::{self, c_char, c_int};
 use rustix::io::Errno;
 
+use super::gate::Files;
+
 /// The status of a child whose gate was closed unopened. Nobody sees it but who reaps the child.
 const NOTHING_EXECUTED: c_int = 125;
 
 /// Descriptors looked at one by one where the kernel has no close_range (Linux before 5.9).
 const MANY_DESCRIPTORS: c_int = 65_536;
 
-/// Where a detached child's standard streams and directory come from.
+/// What a detached child has of its own.
 #[derive(Debug)]
 pub(super) struct Detached {
-    /// /dev/null.
-    pub stdin: OwnedFd,
-    /// The log.
-    pub output: OwnedFd,
-    /// The working directory.
-    pub cwd: OwnedFd,
+    /// Its standard streams and directory.
+    pub files: Files,
     /// The limits of open descriptors that the instance itself was started with.
     pub nofile: Option<(u64, u64)>,
 }
@@ -53,6 +51,8 @@ pub(super) struct Plan {
     pub detached: Option<Detached>,
     /// The cgroup to begin in, where the kernel can do that.
     pub cgroup: Option<RawFd>,
+    /// Limits of each process, soft and hard alike: `RLIMIT_…` and its value.
+    pub limits: Vec<(libc::__rlimit_resource_t, u64)>,
 }
 
 /// Pointers to a plan's strings, as execve wants them. Filled before the fork, since it allocates.
@@ -173,6 +173,13 @@ fn child(plan: &Plan, pointers: &mut Pointers) -> ! {
         Err(errno) => fail(plan.report.as_raw_fd(), errno),
     };
     default_signals(plan.detached.is_some());
+    for (resource, value) in &plan.limits {
+        let limit = libc::rlimit { rlim_cur: *value, rlim_max: *value };
+        // SAFETY: takes numbers and a live structure.
+        if let Err(errno) = check(unsafe { libc::setrlimit(*resource, &raw const limit) }) {
+            fail(report, errno);
+        }
+    }
     if !gate_opens(gate) {
         exit(NOTHING_EXECUTED);
     }
@@ -185,14 +192,15 @@ fn child(plan: &Plan, pointers: &mut Pointers) -> ! {
 fn detach(plan: &Plan, detached: &Detached) -> Result<(RawFd, RawFd), c_int> {
     // 0, 1 and 2 of an instance are open (Rust's runtime sees to it), so no descriptor of the plan is one of them, and
     // these do not overwrite each other.
-    for (from, to) in [(&detached.stdin, 0), (&detached.output, 1), (&detached.output, 2)] {
+    let files = &detached.files;
+    for (from, to) in [(&files.stdin, 0), (&files.output, 1), (&files.output, 2)] {
         // SAFETY: dup2 and the calls below take numbers and plain values, and touch no memory of ours.
         check(unsafe { libc::dup2(from.as_raw_fd(), to) })?;
     }
     // SAFETY: as above.
     unsafe {
         check(libc::setsid())?;
-        check(libc::fchdir(detached.cwd.as_raw_fd()))?;
+        check(libc::fchdir(files.cwd.as_raw_fd()))?;
         if let Some((soft, hard)) = detached.nofile {
             // The instance raises its own limit; programs that use select() break with more than 1024.
             let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
@@ -200,7 +208,7 @@ fn detach(plan: &Plan, detached: &Detached) -> Result<(RawFd, RawFd), c_int> {
         }
     }
     let (gate, report) = (plan.gate.as_raw_fd(), plan.report.as_raw_fd());
-    close_all_but(gate.min(report), gate.max(report));
+    close_all_but(&[gate.min(report), gate.max(report)]);
     Ok((gate, report))
 }
 
@@ -208,13 +216,16 @@ fn check(result: c_int) -> Result<(), c_int> {
     if result < 0 { Err(errno()) } else { Ok(()) }
 }
 
-fn close_all_but(low: RawFd, high: RawFd) {
-    for (first, last) in [(3, low - 1), (low + 1, high - 1), (high + 1, c_int::MAX)] {
+/// Closes every descriptor from 3 on but these, which are in order.
+pub(super) fn close_all_but(keep: &[RawFd]) {
+    let firsts = std::iter::once(3).chain(keep.iter().map(|fd| fd + 1));
+    let lasts = keep.iter().map(|fd| fd - 1).chain(std::iter::once(c_int::MAX));
+    for (first, last) in firsts.zip(lasts) {
         if first > last {
             continue;
         }
-        // SAFETY: closing the child's copies. Whatever owns them in the parent is untouched, and in the child nothing
-        // is dropped or used again but the two descriptors left out.
+        // SAFETY: closing a child's copies, or a shim's. Whatever owns them in the parent is untouched, and here nothing is
+        // dropped or used again but the descriptors left out.
         let closed = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
         if closed < 0 {
             for fd in first..=last.min(MANY_DESCRIPTORS) {

@@ -90,6 +90,11 @@ pub struct Gate {
 }
 
 impl Gate {
+    /// The gate of this command: the pipe's end to write to, and the report's end to read from.
+    pub(super) fn new(command: String, entrance: OwnedFd, report: OwnedFd) -> Self {
+        Self { command, entrance, report }
+    }
+
     /// Lets the child execute its command, and waits until it has, or could not. With a timeout, a child that takes
     /// longer (its cgroup is frozen, its file on a network that hangs) is taken to run: its exit will tell.
     pub fn open(self, timeout: Option<Duration>) -> Result<(), ExecError> {
@@ -115,6 +120,10 @@ impl Gate {
 }
 
 impl Gated {
+    pub(super) fn new(pidfd: OwnedFd, id: ProcessId, gate: Gate) -> Self {
+        Self { pidfd, id, command: gate.command.clone(), gate: Some(gate) }
+    }
+
     /// Its pidfd.
     pub fn pidfd(&self) -> &OwnedFd {
         &self.pidfd
@@ -151,21 +160,38 @@ pub fn foreground(argv: &[Vec<u8>], env: Vec<Vec<u8>>, cgroup: Option<BorrowedFd
 /// Starts a command behind a gate for a detached run: a session of its own, nothing of the caller's but the umask.
 /// `nofile` are the limits of open descriptors to give it. Where the kernel can do so, it begins in `cgroup`.
 pub fn detached(exec: &Exec, nofile: Option<(u64, u64)>, cgroup: Option<BorrowedFd<'_>>) -> Result<Gated, KernelError> {
-    let open = |path: &Path, flags: OFlags| {
-        rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR).map_err(|e| KernelError::Io {
-            op: "open",
-            what: path.display().to_string(),
-            source: e.into(),
-        })
-    };
-    let detached = Detached {
-        stdin: open(Path::new("/dev/null"), OFlags::RDONLY)?,
-        // Appended to, so that the log can be capped from its beginning while it is written.
-        output: open(&exec.log, OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::NOFOLLOW)?,
-        cwd: open(Path::new(OsStr::from_bytes(&exec.cwd)), OFlags::PATH | OFlags::DIRECTORY)?,
-        nofile,
-    };
+    let detached = Detached { files: Files::of(exec)?, nofile };
     launch(&exec.argv, exec.env.clone(), Some(detached), cgroup)
+}
+
+/// Where a detached child's standard streams and directory come from.
+#[derive(Debug)]
+pub(super) struct Files {
+    /// /dev/null.
+    pub stdin: OwnedFd,
+    /// The log.
+    pub output: OwnedFd,
+    /// The working directory.
+    pub cwd: OwnedFd,
+}
+
+impl Files {
+    /// Opens them.
+    pub fn of(exec: &Exec) -> Result<Self, KernelError> {
+        let open = |path: &Path, flags: OFlags| {
+            rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR).map_err(|e| KernelError::Io {
+                op: "open",
+                what: path.display().to_string(),
+                source: e.into(),
+            })
+        };
+        Ok(Self {
+            stdin: open(Path::new("/dev/null"), OFlags::RDONLY)?,
+            // Appended to, so that the log can be capped from its beginning while it is written.
+            output: open(&exec.log, OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::NOFOLLOW)?,
+            cwd: open(Path::new(OsStr::from_bytes(&exec.cwd)), OFlags::PATH | OFlags::DIRECTORY)?,
+        })
+    }
 }
 
 fn launch(
@@ -175,27 +201,41 @@ fn launch(
     cgroup: Option<BorrowedFd<'_>>,
 ) -> Result<Gated, KernelError> {
     let failed = |op: &'static str| move |e: Errno| KernelError::Io { op, what: "a child".into(), source: e.into() };
-    let command = argv.first().map(|c| String::from_utf8_lossy(c).into_owned()).unwrap_or_default();
-    let path = env.iter().find_map(|e| e.strip_prefix(b"PATH=")).unwrap_or(DEFAULT_PATH);
-    let candidates = candidates(argv.first().map(Vec::as_slice).unwrap_or_default(), path);
+    let command = command_text(argv);
+    let (candidates, argv, env) = c_strings_of(argv, env)?;
     let (gate, entrance) = pipe_with(PipeFlags::CLOEXEC).map_err(failed("make a gate for"))?;
     let (report, reports) = pipe_with(PipeFlags::CLOEXEC).map_err(failed("make a report for"))?;
     let plan = Plan {
-        candidates: c_strings(candidates)?,
-        argv: c_strings(argv.to_vec())?,
-        env: c_strings(env)?,
+        candidates,
+        argv,
+        env,
         gate,
         report: reports,
         parents_ends: [entrance.as_raw_fd(), report.as_raw_fd()],
         detached,
         cgroup: cgroup.map(|fd| fd.as_raw_fd()),
+        limits: Vec::new(),
     };
     let pid = fork_gated(&plan).map_err(failed("fork"))?;
     // Ours until we reap it: the pid cannot be another's. The plan is dropped with the child's ends.
     drop(plan);
     let pidfd = process::open(pid)?;
     let id = ProcessId { pid, start_ticks: process::stat(pid)?.start_ticks };
-    Ok(Gated { pidfd, id, command: command.clone(), gate: Some(Gate { command, entrance, report }) })
+    Ok(Gated::new(pidfd, id, Gate { command, entrance, report }))
+}
+
+/// The command, as text for people.
+pub(super) fn command_text(argv: &[Vec<u8>]) -> String {
+    argv.first().map(|c| String::from_utf8_lossy(c).into_owned()).unwrap_or_default()
+}
+
+/// What execve takes: the candidates, the arguments, the environment.
+pub(super) type CStrings = (Vec<CString>, Vec<CString>, Vec<CString>);
+
+pub(super) fn c_strings_of(argv: &[Vec<u8>], env: Vec<Vec<u8>>) -> Result<CStrings, KernelError> {
+    let path = env.iter().find_map(|e| e.strip_prefix(b"PATH=")).unwrap_or(DEFAULT_PATH);
+    let candidates = candidates(argv.first().map(Vec::as_slice).unwrap_or_default(), path);
+    Ok((c_strings(candidates)?, c_strings(argv.to_vec())?, c_strings(env)?))
 }
 
 /// What execvp would try: the name itself if it has a slash, else that name in each directory of PATH, where an empty

@@ -28,9 +28,14 @@ impl Owner {
         Self { key: key.into(), boot_id: boot_id.into(), use_user_xattrs }
     }
 
-    /// The boot id is part of the mark because run ids and inodes say nothing across a reboot.
-    fn text(&self, run: RunId) -> String {
+    /// What a run is marked with. The boot id is part of the mark because run ids and inodes say nothing across a reboot.
+    pub fn text(&self, run: RunId) -> String {
         format!("{} {run} {}", self.key, self.boot_id)
+    }
+
+    /// True for the mark that this instance gave to the run in another boot.
+    pub fn is_of_another_boot(&self, run: RunId, mark: &str) -> bool {
+        mark.starts_with(&format!("{} {run} ", self.key)) && mark != self.text(run)
     }
 
     /// Marks a run's directory, where the kernel can.

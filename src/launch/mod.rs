@@ -1,12 +1,14 @@
 //! How a command is started behind a closed gate, and what contains it.
 //!
-//! Owns the gated launch (`gate`, with the fork itself in `fork`), the backends `cgroupfs` and `systemd`, and the mark
-//! that proves a cgroup to be a run's. A launch decides nothing: who opens the gate, and when, is the engine's.
+//! Owns the gated launch (`gate`, with the fork itself in `fork`), the backends `systemd`, `cgroupfs` and `subtree`, and the
+//! mark that proves a cgroup to be a run's. A launch decides nothing: who opens the gate, and when, is the engine's.
 
 pub mod cgroupfs;
+pub mod foreground;
 mod fork;
 pub mod gate;
 mod limits;
 pub mod mark;
 pub mod orphans;
+pub mod subtree;
 pub mod systemd;

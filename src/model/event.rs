@@ -38,7 +38,7 @@ kinds! {
     AuditPruned = "audit_pruned", "5be7a1f0c1d04c1e8f3c6d0b6c0a1004";
     /// The configuration was read anew.
     ConfigReloaded = "config_reloaded", "5be7a1f0c1d04c1e8f3c6d0b6c0a1005";
-    /// A cgroup in our subtree that cannot be proved ours: left alone.
+    /// A cgroup where ours are, or a shim on record, that cannot be proved ours: left alone.
     ForeignCgroup = "foreign_cgroup", "5be7a1f0c1d04c1e8f3c6d0b6c0a1006";
     /// A launch was accepted.
     RunAccepted = "run_accepted", "5be7a1f0c1d04c1e8f3c6d0b6c0a2001";
@@ -66,10 +66,12 @@ kinds! {
     KillTerminated = "kill_terminated", "5be7a1f0c1d04c1e8f3c6d0b6c0a3002";
     /// A graceful kill became a forced one.
     KillEscalated = "kill_escalated", "5be7a1f0c1d04c1e8f3c6d0b6c0a3003";
-    /// `cgroup.kill` was written.
-    CgroupKilled = "cgroup_killed", "5be7a1f0c1d04c1e8f3c6d0b6c0a3004";
-    /// The cgroup is still not empty 60 s after `cgroup.kill`.
+    /// Everything in the run was sent SIGKILL, by `cgroup.kill` or one by one.
+    RunKilled = "run_killed", "5be7a1f0c1d04c1e8f3c6d0b6c0a3004";
+    /// The run is still not empty 60 s after that.
     Unkillable = "unkillable", "5be7a1f0c1d04c1e8f3c6d0b6c0a3005";
+    /// The shim of a run was killed: what is left of the run is found by its mark, and ended.
+    ContainmentLost = "containment_lost", "5be7a1f0c1d04c1e8f3c6d0b6c0a3006";
     /// The run is over; with its outcome and, after a kill, its receipt.
     RunFinished = "run_finished", "5be7a1f0c1d04c1e8f3c6d0b6c0a2fff";
 }

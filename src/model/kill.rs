@@ -6,15 +6,15 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Rule, RunId, Wall, human_duration};
+use super::{Containment, Rule, RunId, Wall, human_duration};
 
 /// How a run is ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KillMode {
-    /// SIGTERM, the grace period, then `cgroup.kill`.
+    /// SIGTERM, the grace period, then `cgroup.kill` (in a subtree SIGKILL to each).
     Graceful,
-    /// `cgroup.kill` at once.
+    /// `cgroup.kill` (in a subtree SIGKILL to each) at once.
     Force,
 }
 
@@ -71,6 +71,8 @@ pub enum KillReason {
     Leftovers,
     /// A launch that did not complete: its process never executed the command.
     LaunchIncomplete,
+    /// What contained the run is gone (its shim was killed), so that it could scatter.
+    ContainmentLost,
 }
 
 impl KillReason {
@@ -82,6 +84,7 @@ impl KillReason {
             KillReason::ClientGone => "client_gone",
             KillReason::Leftovers => "leftovers",
             KillReason::LaunchIncomplete => "launch_incomplete",
+            KillReason::ContainmentLost => "containment_lost",
         }
     }
 }
@@ -95,6 +98,7 @@ impl fmt::Display for KillReason {
             KillReason::ClientGone => f.write_str("its client is gone"),
             KillReason::Leftovers => f.write_str("its main process exited and left others behind"),
             KillReason::LaunchIncomplete => f.write_str("its launch did not complete"),
+            KillReason::ContainmentLost => f.write_str("its shim was killed"),
         }
     }
 }
@@ -160,11 +164,11 @@ pub enum StepKind {
     Terminated,
     /// A later request asked for force.
     Escalated,
-    /// `cgroup.kill` was written, or its fallback was done.
+    /// `cgroup.kill` was written; without it, every process was stopped and then sent SIGKILL.
     Killed,
-    /// 60 s after `cgroup.kill` the cgroup was not empty.
+    /// 60 s after that the run was not empty.
     Unkillable,
-    /// The kernel says that the cgroup is empty.
+    /// The kernel says that the run is empty: `populated 0` of its cgroup; in a subtree ECHILD for its shim.
     Emptied,
     /// The instance was restarted during the kill and took it up again.
     Resumed,
@@ -242,9 +246,12 @@ pub struct Receipt {
     pub steps: Vec<Step>,
     /// Processes that were sent SIGTERM.
     pub terminated: u32,
-    /// Processes still there when `cgroup.kill` was written.
+    /// Processes still there when `cgroup.kill` was written, or SIGKILL sent.
     pub killed: u32,
-    /// Processes left in the run's cgroup. A receipt is written when the kernel says that it is empty, so this is 0;
+    /// What contained the run.
+    #[serde(default)]
+    pub containment: Containment,
+    /// Processes left in the run. A receipt is written when the kernel says that it is empty, so this is 0;
     /// for a run whose cgroup was lost it says what was last known.
     pub survivors: u32,
     /// The processes as they were just before the first signal; at most 64.
@@ -260,9 +267,13 @@ impl fmt::Display for Receipt {
             KillMode::Force if self.terminated > 0 => write!(f, "SIGTERM to {}, forced, ", processes(self.terminated))?,
             KillMode::Force => {}
         }
+        let (kill, of) = match self.containment {
+            Containment::Systemd | Containment::Cgroupfs => ("cgroup.kill", "of"),
+            Containment::Subtree => ("SIGKILL", "to"),
+        };
         match self.steps.iter().any(|s| s.kind == StepKind::Killed) {
-            true => write!(f, "cgroup.kill of {}, ", processes(self.killed))?,
-            false => f.write_str("no cgroup.kill needed, ")?,
+            true => write!(f, "{kill} {of} {}, ", processes(self.killed))?,
+            false => write!(f, "no {kill} needed, ")?,
         }
         let survivors = if self.survivors == 1 { "survivor" } else { "survivors" };
         write!(f, "{} {survivors}, {}", self.survivors, human_duration(Duration::from_micros(self.duration_usec)))

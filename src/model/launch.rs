@@ -1,6 +1,6 @@
 //! What a launch is asked for with.
 
-use super::{LimitUpdate, RunId};
+use super::{Containment, LimitUpdate, RunId};
 
 /// What a run is to be started with. Every byte string is without NUL and of bounded length (the bus checks).
 #[derive(Debug, Clone, Default)]
@@ -17,6 +17,34 @@ pub struct LaunchRequest {
     pub cwd: Vec<u8>,
     /// Limits named for this run.
     pub limits: LimitUpdate,
-    /// The id that the caller reserved; for a foreground run only.
+    /// The id that the caller reserved.
     pub reserved: Option<RunId>,
+}
+
+/// What a client is given for a run that it is about to start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reserved {
+    /// Its id.
+    pub run: RunId,
+    /// What will contain it.
+    pub containment: Containment,
+    /// It is to be held to something that not every host can enforce: its notices say what, as soon as it is contained.
+    pub limited: bool,
+    /// For a shim: whether the run gets a PID namespace of its own.
+    pub isolate_pids: bool,
+    /// For a shim: `RLIMIT_DATA` of each process, in bytes.
+    pub data_max_bytes: Option<u64>,
+    /// For a shim: `RLIMIT_NPROC`, in tasks.
+    pub tasks_max: Option<u64>,
+}
+
+/// A backend that was looked at when the instance began.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Considered {
+    /// Which.
+    pub backend: Containment,
+    /// It contains this instance's runs.
+    pub chosen: bool,
+    /// Why, or why not and what to do, in a sentence.
+    pub why: String,
 }

@@ -102,6 +102,9 @@ pub struct Limits {
     pub readiness: Readiness,
     /// What the kernel holds the run to.
     pub resources: Resources,
+    /// Whether it gets a PID namespace of its own, where no cgroup contains it.
+    #[serde(default)]
+    pub isolate_pids: bool,
 }
 
 /// Limits that the kernel enforces through cgroup controllers. `None` is no limit.
@@ -132,6 +135,8 @@ pub struct LimitUpdate {
     pub tasks_max: Option<Option<u64>>,
     /// See [`Resources::cpu_max_percent`].
     pub cpu_max_percent: Option<Option<u32>>,
+    /// See [`Limits::isolate_pids`].
+    pub isolate_pids: Option<bool>,
 }
 
 impl Limits {
@@ -149,6 +154,7 @@ impl Limits {
         put(&mut self.resources.memory_max_bytes, update.memory_max_bytes);
         put(&mut self.resources.tasks_max, update.tasks_max);
         put(&mut self.resources.cpu_max_percent, update.cpu_max_percent);
+        put(&mut self.isolate_pids, update.isolate_pids);
         self
     }
 }

@@ -20,11 +20,12 @@ pub use error::{Error, ErrorKind};
 pub use event::{AuditEvent, AuditRow, EventKind};
 pub use id::{InvalidRunId, RunId};
 pub use kill::{Actor, Evidence, KillAnswer, KillMode, KillReason, ProcessSeen, Receipt, Step, StepKind};
-pub use launch::LaunchRequest;
+pub use launch::{Considered, LaunchRequest, Reserved};
 pub use limits::{LimitUpdate, Limits, Readiness, Resources, Rule};
 pub use retention::Retention;
 pub use run::{
-    CgroupIdentity, Containment, ExitStatus, Health, HealthReason, Outcome, Phase, ProcessId, RunSpec, RunView, Usage,
+    CgroupIdentity, ContainerId, Containment, ExitStatus, Health, HealthReason, Outcome, Phase, ProcessId, RunSpec,
+    RunView, Usage,
 };
 pub use time::{Mono, Now, Wall, human_duration, parse_duration};
 pub use workflow::valid_workflow_name;

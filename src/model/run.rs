@@ -1,7 +1,8 @@
 //! Runs: what they are started with, where they are, how they ended, and the view of them that everyone is shown.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +26,47 @@ pub struct CgroupIdentity {
     pub inode: u64,
 }
 
+/// What holds the processes of a run together, such that it can be told from a later one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum ContainerId {
+    /// A cgroup: one that we made, or a scope's.
+    Cgroup(CgroupIdentity),
+    /// A shim, which is the subreaper above them.
+    Subtree {
+        /// The shim; none before one was started.
+        shim: Option<ProcessId>,
+        /// The file in which it keeps how the main process ended.
+        record: PathBuf,
+    },
+}
+
+impl ContainerId {
+    /// Its cgroup, if it is one.
+    pub fn cgroup(&self) -> Option<&CgroupIdentity> {
+        match self {
+            ContainerId::Cgroup(cgroup) => Some(cgroup),
+            ContainerId::Subtree { .. } => None,
+        }
+    }
+
+    /// The directory of its cgroup, or the file that its shim keeps.
+    pub fn path(&self) -> &Path {
+        match self {
+            ContainerId::Cgroup(cgroup) => &cgroup.path,
+            ContainerId::Subtree { record, .. } => record,
+        }
+    }
+
+    /// Its shim, if it has one.
+    pub fn shim(&self) -> Option<ProcessId> {
+        match self {
+            ContainerId::Cgroup(_) => None,
+            ContainerId::Subtree { shim, .. } => *shim,
+        }
+    }
+}
+
 /// What a run is started with; it does not change afterwards, but for extended limits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunSpec {
@@ -46,6 +88,9 @@ pub struct RunSpec {
     pub main: Option<ProcessId>,
     /// The client that a foreground run lives and dies with; none for a detached run.
     pub client: Option<ProcessId>,
+    /// What contains it.
+    #[serde(default)]
+    pub containment: Containment,
     /// What it is held to.
     pub limits: Limits,
     /// The file that holds its output, for a detached run.
@@ -212,32 +257,68 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// What contains a run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+/// What contains a run, the strongest first. The name of the backend that does so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Containment {
+    /// A transient scope of a systemd manager.
+    Systemd,
     /// A cgroup2 directory of its own.
+    #[default]
     Cgroupfs,
+    /// No cgroup: a shim, the subreaper of all its processes.
+    Subtree,
 }
 
 impl Containment {
-    /// The name in D-Bus and output.
+    /// Every one, in the order of preference.
+    pub const ALL: [Containment; 3] = [Containment::Systemd, Containment::Cgroupfs, Containment::Subtree];
+
+    /// The name in configuration, D-Bus and output.
     pub const fn as_str(self) -> &'static str {
         match self {
+            Containment::Systemd => "systemd",
             Containment::Cgroupfs => "cgroupfs",
+            Containment::Subtree => "subtree",
         }
+    }
+}
+
+impl FromStr for Containment {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::ALL.into_iter().find(|b| b.as_str() == text).ok_or_else(|| {
+            let shown: String = text.chars().take(40).collect();
+            format!("{shown:?} is not a backend: it is none of systemd, cgroupfs and subtree")
+        })
+    }
+}
+
+impl fmt::Display for Containment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 
 /// What a run uses, as last read. `None` where the kernel does not tell.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
-    /// CPU time of all its processes, ended ones too: `usage_usec` of `cpu.stat`.
+    /// CPU time of all its processes, ended ones too: `usage_usec` of `cpu.stat`; in a subtree summed from /proc, where
+    /// what ended processes used is told by those that reaped them.
     pub cpu_usec: Option<u64>,
     /// Memory: `memory.current` or, without the controller, the resident memory of its processes summed from /proc.
     pub memory_bytes: Option<u64>,
-    /// Tasks (threads): `pids.current` or, without the controller, the number of its processes.
+    /// Tasks (threads): `pids.current` or, without the controller, the threads of its processes.
     pub tasks: Option<u64>,
+    /// Bytes that its processes had fetched from storage: `rbytes` of `io.stat` or, without the controller, `read_bytes`
+    /// of `/proc/PID/io` of each, which counts ended children once they are reaped.
+    pub io_read_bytes: Option<u64>,
+    /// Bytes that they had sent to storage: `wbytes`, or `write_bytes`.
+    pub io_write_bytes: Option<u64>,
+    /// Bytes that they moved with any read or write call, to and from anything, pipes and terminals too: `rchar` and
+    /// `wchar` of `/proc/PID/io`. It grows when something is done that is not seen as CPU time.
+    pub activity_bytes: Option<u64>,
 }
 
 /// A run as everyone is shown it, live or finished.
@@ -251,10 +332,9 @@ pub struct RunView {
     pub health: Health,
     /// Why it is not healthy.
     pub reasons: Vec<HealthReason>,
-    /// What contains it.
-    pub containment: Containment,
-    /// Its cgroup, once it has one.
-    pub cgroup: Option<CgroupIdentity>,
+    /// What holds it, once something does: its cgroup, or its shim.
+    #[serde(alias = "cgroup")]
+    pub container: Option<ContainerId>,
     /// It is frozen: paused for inspection.
     pub frozen: bool,
     /// When it was accepted.

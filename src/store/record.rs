@@ -7,7 +7,7 @@ use rusqlite::{Connection, TransactionBehavior, params};
 
 use super::audit::{Appender, int};
 use super::{Batch, Write};
-use crate::model::{AuditRow, KillAnswer, Outcome, Receipt, RunView, Wall};
+use crate::model::{AuditRow, CgroupIdentity, ContainerId, KillAnswer, Outcome, Receipt, RunView, Wall};
 
 /// Writes batches in one transaction, and gives the audit rows as they were numbered and chained.
 pub(super) fn commit<'a>(
@@ -125,8 +125,10 @@ fn view_json(view: &RunView) -> rusqlite::Result<String> {
         let readable = |path: &PathBuf| PathBuf::from(path.to_string_lossy().into_owned());
         let mut view = view.clone();
         view.spec.log = view.spec.log.as_ref().map(readable);
-        if let Some(cgroup) = &mut view.cgroup {
-            cgroup.path = readable(&cgroup.path);
+        if let Some(ContainerId::Cgroup(CgroupIdentity { path, .. }) | ContainerId::Subtree { record: path, .. }) =
+            &mut view.container
+        {
+            *path = readable(path);
         }
         json(&view)
     })

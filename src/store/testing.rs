@@ -28,6 +28,7 @@ pub(super) fn live(n: u32) -> RunView {
         grace: Duration::from_secs(10),
         readiness: Readiness::Output,
         resources: Resources::default(),
+        isolate_pids: false,
     };
     RunView {
         spec: RunSpec {
@@ -40,14 +41,14 @@ pub(super) fn live(n: u32) -> RunView {
             user: "ada".into(),
             main: Some(ProcessId { pid: 811, start_ticks: 5 }),
             client: None,
+            containment: Containment::Cgroupfs,
             limits,
             log: None,
         },
         phase: Phase::Running,
         health: Health::Healthy,
         reasons: vec![],
-        containment: Containment::Cgroupfs,
-        cgroup: None,
+        container: None,
         frozen: false,
         created_at: Wall(u64::from(n) * 1_000_000),
         started_at: Some(Wall(u64::from(n) * 1_000_000 + 5)),
@@ -112,6 +113,7 @@ pub(super) fn receipt(n: u32) -> Receipt {
         terminated: 3,
         killed: 1,
         survivors: 0,
+        containment: Containment::Cgroupfs,
         processes: vec![],
         processes_total: 3,
     }

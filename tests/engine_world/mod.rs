@@ -9,12 +9,12 @@ use std::time::Duration;
 use guardian::daemon::driver::{Driver, Held, Recorder};
 use guardian::daemon::published::{Ending, Published};
 use guardian::daemon::recovery::{Known, recover};
-use guardian::engine::{Engine, Event, Settings};
+use guardian::engine::{Engine, Event, Settings, State};
 use guardian::kernel::sim::{ActKind, SimKernel, SimProcess, World};
 use guardian::kernel::{Exec, Kernel};
 use guardian::model::{
-    Actor, Answer, AuditEvent, Error, EventKind, ExitStatus, HealthReason, KillAnswer, KillMode, Limits, Mono, Phase,
-    ProcessId, Readiness, Resources, Rule, RunId, RunSpec, RunView,
+    Actor, Answer, AuditEvent, Containment, Error, EventKind, ExitStatus, HealthReason, KillAnswer, KillMode, Limits,
+    Mono, Phase, ProcessId, Readiness, Resources, Rule, RunId, RunSpec, RunView,
 };
 use guardian::store::{Batch, Write};
 
@@ -43,6 +43,7 @@ pub enum Op {
     BusyRemovals { times: u32 },
     Replace { run: usize },
     Unstick { run: usize },
+    Scatter { run: usize },
     Crash { rebooted: bool },
 }
 
@@ -255,6 +256,11 @@ impl Bench {
                     self.bystanders.extend(bystander);
                 }
             }
+            Op::Scatter { run } => {
+                if let Some(i) = pick(&self.runs, run) {
+                    self.world.borrow_mut().scatter(self.runs[i].id);
+                }
+            }
             Op::Unstick { run } => {
                 if let Some(i) = pick(&self.runs, run) {
                     self.unstick(i);
@@ -327,12 +333,14 @@ impl Bench {
             user: "me".into(),
             main: main.map(process),
             client: client.map(process),
+            containment: Containment::Cgroupfs,
             limits: Limits {
                 init_timeout: some(init_ms),
                 max_runtime: some(max_ms),
                 grace,
                 readiness: Readiness::Output,
                 resources: Resources::default(),
+                isolate_pids: false,
             },
             log: None,
         };
@@ -448,8 +456,15 @@ impl Bench {
         for known in &mut self.runs {
             let run = self.driver.engine().run(known.id);
             known.main = run.and_then(|r| r.spec.main).map(|m| m.pid).or(known.main);
-            known.inode =
-                self.driver.engine().run(known.id).and_then(|r| r.cgroup.as_ref()).map(|c| c.inode).or(known.inode);
+            known.inode = self
+                .driver
+                .engine()
+                .run(known.id)
+                .and_then(|r| r.container.as_ref()?.cgroup())
+                .map(|c| c.inode)
+                .or(known.inode);
+            let live = self.driver.engine().run(known.id).is_some_and(|r| matches!(r.state, State::Live { .. }));
+            assert!(!live || !self.world.borrow().has_noticed_scattering(known.id), "it may scatter, and lives on");
             if let Ending::Finished(view) = self.published.ending(known.id) {
                 let old = self.ends.entry(known.id).or_insert_with(|| (*view).clone());
                 assert_eq!(old.outcome, view.outcome, "one terminal outcome");

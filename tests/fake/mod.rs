@@ -12,6 +12,16 @@ use guardian::daemon::command::{Answer, Command, Commands, Envelope};
 use guardian::daemon::published::{InstanceView, Published, UsageCell};
 use guardian::model::*;
 
+/// What everybody is given who reserves a run.
+pub const RESERVED: Reserved = Reserved {
+    run: RunId::from_bytes([0, 0, 0, 0, 0, 1]),
+    containment: Containment::Cgroupfs,
+    limited: false,
+    isolate_pids: true,
+    data_max_bytes: Some(1 << 30),
+    tasks_max: None,
+};
+
 /// The store's readers, from a list.
 #[derive(Default)]
 pub struct Shelf {
@@ -99,11 +109,11 @@ pub fn instance_in(dir: &Path, mut script: Script) -> Instance {
     std::thread::spawn(move || {
         while let Ok(envelope) = inbox.recv() {
             let answer = match envelope.command {
-                Command::Reserve { cgroup } => {
+                Command::Reserve { container, .. } => {
                     if let Ok(dir) = std::fs::File::open(&reserved) {
-                        cgroup.send(dir.into()).unwrap();
+                        container.send(dir.into()).unwrap();
                     }
-                    Ok(Answer::Run(id(1)))
+                    Ok(Answer::Reserved(RESERVED))
                 }
                 command => script(&command, &views),
             };
@@ -116,7 +126,11 @@ pub fn instance_in(dir: &Path, mut script: Script) -> Instance {
         version: "1.2.3".into(),
         pid: 77,
         uid,
-        backend: "cgroupfs".into(),
+        backend: Containment::Cgroupfs,
+        considered: vec![
+            Considered { backend: Containment::Systemd, chosen: false, why: "no bus".into() },
+            Considered { backend: Containment::Cgroupfs, chosen: true, why: "cgroups can be made".into() },
+        ],
         notes: vec!["too little".into(), "and then some".into()],
         ..About::default()
     };
@@ -150,6 +164,7 @@ pub fn live(n: u64, uid: u32) -> RunView {
         grace: Duration::from_secs(10),
         readiness: Readiness::Output,
         resources: Resources { memory_max_bytes: Some(1 << 30), tasks_max: None, cpu_max_percent: None },
+        isolate_pids: true,
     };
     RunView {
         spec: RunSpec {
@@ -162,14 +177,17 @@ pub fn live(n: u64, uid: u32) -> RunView {
             user: "root".into(),
             main: Some(ProcessId { pid: 4242, start_ticks: 99 }),
             client: None,
+            containment: Containment::Cgroupfs,
             limits,
             log: Some("/state/logs/x.log".into()),
         },
         phase: Phase::Running,
         health: Health::Healthy,
         reasons: vec![],
-        containment: Containment::Cgroupfs,
-        cgroup: Some(CgroupIdentity { path: format!("/sys/fs/cgroup/guardian/{}", id(n)).into(), inode: 1000 + n }),
+        container: Some(ContainerId::Cgroup(CgroupIdentity {
+            path: format!("/sys/fs/cgroup/guardian/{}", id(n)).into(),
+            inode: 1000 + n,
+        })),
         frozen: false,
         created_at: Wall(1_700_000_000_000_000 + n),
         started_at: Some(Wall(1_700_000_000_000_100 + n)),
@@ -178,7 +196,14 @@ pub fn live(n: u64, uid: u32) -> RunView {
         deadlines: vec![(Rule::InitTimeout, Wall(1_700_001_800_000_000))],
         outcome: None,
         receipt: None,
-        usage: Usage { cpu_usec: Some(12_345), memory_bytes: Some(1 << 20), tasks: Some(3) },
+        usage: Usage {
+            cpu_usec: Some(12_345),
+            memory_bytes: Some(1 << 20),
+            tasks: Some(3),
+            io_read_bytes: Some(4096),
+            io_write_bytes: Some(8192),
+            activity_bytes: Some(1_000_000),
+        },
         notices: vec![],
     }
 }
@@ -206,6 +231,7 @@ pub fn finished(n: u64, uid: u32) -> RunView {
             terminated: 2,
             killed: 0,
             survivors: 0,
+            containment: Containment::Cgroupfs,
             processes: vec![seen(7), seen(8)],
             processes_total: 2,
         }),

@@ -12,10 +12,11 @@ use std::time::{Duration, Instant};
 
 use guardian::daemon::host::{Host, HostOptions};
 use guardian::kernel::{Kernel, KernelError, Notice, Role, mount, process};
-use guardian::launch::cgroupfs::{Options, Subtree};
-use guardian::model::{CgroupIdentity, ExitStatus, ProcessId, Resources, RunId};
+use guardian::launch::cgroupfs::{CgroupTree, Options};
+use guardian::launch::mark::Owner;
+use guardian::model::{CgroupIdentity, ContainerId, ExitStatus, ProcessId, Resources, RunId};
 
-use rig::{PATIENCE, Rig, until};
+use rig::{PATIENCE, Rig, spec, until};
 
 /// It is made by the main thread, which reports what fails, and used by the engine's.
 const _: fn(Host) -> Box<dyn Send> = |host| Box::new(host);
@@ -32,7 +33,7 @@ fn is_killed_whole(name: &str, script: &str, processes: u32, fallback: bool) {
     assert!(killed >= processes && killed < 2 * processes, "{name}: {killed} of {processes}: none is counted twice");
     rig.until_empty(&cgroup, |host, cgroup| drop(host.kill(cgroup)));
     println!("{name}, fallback {fallback}: {killed} processes, empty after {:?}", started.elapsed());
-    assert_eq!(rig.host.exit_status(&main), Some(ExitStatus::Signaled(9)), "{name}");
+    assert_eq!(rig.status(&main), Some(ExitStatus::Signaled(9)), "{name}");
     rig.remove(&cgroup);
     until("nothing is left", || rig.marked().is_empty());
     assert!(matches!(rig.host.populated(&cgroup), Err(KernelError::Gone { .. })));
@@ -88,17 +89,17 @@ fn sigterm_ends_stopped_and_frozen_processes_too() {
         exits += notices.iter().filter(|n| **n == Notice::ProcessExited(run, Role::Main)).count();
     }
     assert_eq!(exits, 1);
-    assert_eq!(rig.host.exit_status(&main), Some(ExitStatus::Signaled(15)));
+    assert_eq!(rig.status(&main), Some(ExitStatus::Signaled(15)));
     rig.remove(&cgroup);
 }
 
 #[test]
 fn the_command_runs_contained_and_its_counters_and_output_are_seen() {
     let Some(mut rig) = Rig::new(false) else { return };
-    let (_, cgroup) = rig.cgroup();
+    let (_, mut cgroup) = rig.cgroup();
     let exec = rig.exec(&["sh", "-c", "cat /proc/self/cgroup; ls /proc/self/fd; sleep 600"], &cgroup);
-    let mut main = rig.host.spawn(&exec, &cgroup).unwrap();
-    rig.host.attach(&cgroup, &main).unwrap();
+    let mut main = rig.host.spawn(&exec, &mut cgroup).unwrap();
+    rig.host.attach(&mut cgroup, &mut main).unwrap();
     assert!(rig.host.populated(&cgroup).unwrap());
     assert!(!rig.host.has_output(&cgroup, None) && !rig.host.has_output(&cgroup, Some(&exec.log)));
     rig.host.open_gate(&mut main).unwrap();
@@ -106,8 +107,8 @@ fn the_command_runs_contained_and_its_counters_and_output_are_seen() {
     until("there is output", || host.has_output(&cgroup, log));
     until("the listing is there", || rig.log().lines().any(|l| l == "3"));
     let text = rig.log();
-    let identity = rig.host.identity(&cgroup);
-    let name = identity.path.file_name().unwrap().to_str().unwrap();
+    let identity = rig.host.identity(&cgroup).unwrap();
+    let name = identity.path().file_name().unwrap().to_str().unwrap();
     assert!(text.lines().any(|l| l.starts_with("0::") && l.ends_with(name)), "{text}");
     let fds: Vec<&str> = text.lines().filter(|l| l.parse::<u32>().is_ok()).collect();
     assert_eq!(fds, ["0", "1", "2", "3"], "3 is what ls itself opened");
@@ -132,14 +133,14 @@ fn the_command_runs_contained_and_its_counters_and_output_are_seen() {
 #[test]
 fn a_child_can_begin_in_its_cgroup() {
     let Some(mut rig) = Rig::new(false) else { return };
-    let (_, cgroup) = rig.cgroup();
+    let (_, mut cgroup) = rig.cgroup();
     let exec = rig.exec(&["sh", "-c", "cat /proc/self/cgroup; exit 3"], &cgroup);
-    let mut main = rig.host.spawn(&exec, &cgroup).unwrap();
+    let mut main = rig.host.spawn(&exec, &mut cgroup).unwrap();
     assert_eq!(rig.host.populated(&cgroup).unwrap(), kernel_is_at_least(5, 7));
-    rig.host.attach(&cgroup, &main).unwrap();
+    rig.host.attach(&mut cgroup, &mut main).unwrap();
     rig.host.open_gate(&mut main).unwrap();
-    until("it exits", || rig.host.exit_status(&main) == Some(ExitStatus::Exited(3)));
-    let name = rig.host.identity(&cgroup).path;
+    until("it exits", || rig.status(&main) == Some(ExitStatus::Exited(3)));
+    let name = rig.path(&cgroup);
     assert!(rig.log().trim().ends_with(name.file_name().unwrap().to_str().unwrap()));
     rig.remove(&cgroup);
 }
@@ -147,10 +148,10 @@ fn a_child_can_begin_in_its_cgroup() {
 #[test]
 fn a_gate_that_never_opens_executes_nothing_and_leaves_nothing() {
     let Some(mut rig) = Rig::new(false) else { return };
-    let (_, cgroup) = rig.cgroup();
+    let (_, mut cgroup) = rig.cgroup();
     let exec = rig.exec(&["touch", "executed"], &cgroup);
-    let main = rig.host.spawn(&exec, &cgroup).unwrap();
-    rig.host.attach(&cgroup, &main).unwrap();
+    let mut main = rig.host.spawn(&exec, &mut cgroup).unwrap();
+    rig.host.attach(&mut cgroup, &mut main).unwrap();
     drop(main);
     rig.until_empty(&cgroup, |_, _| {});
     assert!(!rig.tmp.path().join("executed").exists());
@@ -160,8 +161,8 @@ fn a_gate_that_never_opens_executes_nothing_and_leaves_nothing() {
 #[test]
 fn a_gated_child_holds_no_copy_of_its_own_gate() {
     let Some(mut rig) = Rig::new(false) else { return };
-    let (_, cgroup) = rig.cgroup();
-    let detached = rig.host.spawn(&rig.exec(&["true"], &cgroup), &cgroup).unwrap();
+    let (_, mut cgroup) = rig.cgroup();
+    let detached = rig.host.spawn(&rig.exec(&["true"], &cgroup), &mut cgroup).unwrap();
     let foreground = guardian::launch::gate::foreground(&[b"true".to_vec()], Vec::new(), None).unwrap();
     for pid in [rig.host.process_id(&detached).pid, foreground.id().pid] {
         // The gate is the pipe that the child reads from while it waits.
@@ -187,12 +188,12 @@ fn a_gated_child_holds_no_copy_of_its_own_gate() {
 #[test]
 fn a_missing_command_is_an_error_of_the_gate() {
     let Some(mut rig) = Rig::new(false) else { return };
-    let (_, cgroup) = rig.cgroup();
-    let mut main = rig.host.spawn(&rig.exec(&["no-such-command"], &cgroup), &cgroup).unwrap();
-    rig.host.attach(&cgroup, &main).unwrap();
+    let (_, mut cgroup) = rig.cgroup();
+    let mut main = rig.host.spawn(&rig.exec(&["no-such-command"], &cgroup), &mut cgroup).unwrap();
+    rig.host.attach(&mut cgroup, &mut main).unwrap();
     let error = rig.host.open_gate(&mut main).unwrap_err().to_string();
     assert_eq!(error, "execute no-such-command: command not found");
-    until("it exits", || rig.host.exit_status(&main) == Some(ExitStatus::Exited(127)));
+    until("it exits", || rig.status(&main) == Some(ExitStatus::Exited(127)));
     rig.remove(&cgroup);
 }
 
@@ -204,12 +205,12 @@ fn sleeper() -> Child {
 fn another_cgroup_of_the_same_name_is_not_touched() {
     let Some(mut rig) = Rig::new(false) else { return };
     let (run, cgroup) = rig.cgroup();
-    let old = rig.host.identity(&cgroup);
-    fs::remove_dir(&old.path).unwrap();
+    let old = rig.host.identity(&cgroup).unwrap();
+    fs::remove_dir(old.path()).unwrap();
     assert!(matches!(rig.host.kill(&cgroup), Err(KernelError::Gone { .. })));
-    fs::create_dir(&old.path).unwrap();
+    fs::create_dir(old.path()).unwrap();
     let mut foreign = sleeper();
-    fs::write(old.path.join("cgroup.procs"), foreign.id().to_string()).unwrap();
+    fs::write(old.path().join("cgroup.procs"), foreign.id().to_string()).unwrap();
 
     fn not_ours<T: std::fmt::Debug>(result: Result<T, KernelError>) {
         assert!(matches!(result, Err(KernelError::NotOurs { .. })), "{result:?}");
@@ -221,7 +222,7 @@ fn another_cgroup_of_the_same_name_is_not_touched() {
     not_ours(rig.host.reopen(run, Some(&old)));
     not_ours(rig.host.reopen(run, None));
     assert!(foreign.try_wait().unwrap().is_none());
-    assert_eq!(fs::read_to_string(old.path.join("cgroup.freeze")).unwrap(), "0\n");
+    assert_eq!(fs::read_to_string(old.path().join("cgroup.freeze")).unwrap(), "0\n");
     foreign.kill().unwrap();
     foreign.wait().unwrap();
 }
@@ -230,12 +231,12 @@ fn another_cgroup_of_the_same_name_is_not_touched() {
 fn a_run_is_found_again_by_inode_or_by_mark() {
     let Some(mut rig) = Rig::new(false) else { return };
     let (run, cgroup) = rig.cgroup();
-    let identity = rig.host.identity(&cgroup);
-    assert!(matches!(rig.host.create(run, &Resources::default()), Err(KernelError::Busy { .. })));
+    let identity = rig.host.identity(&cgroup).unwrap();
+    assert!(matches!(rig.host.create(&spec(run, Resources::default())), Err(KernelError::Busy { .. })));
     assert_eq!(rig.host.list().unwrap(), [run]);
     for known in [Some(&identity), None] {
         let again = rig.host.reopen(run, known).unwrap();
-        assert_eq!(rig.host.identity(&again), identity);
+        assert_eq!(rig.host.identity(&again).unwrap(), identity);
     }
     rig.remove(&cgroup);
     assert!(matches!(rig.host.reopen(run, Some(&identity)), Err(KernelError::Gone { .. })));
@@ -247,19 +248,24 @@ fn a_run_is_found_again_by_inode_or_by_mark() {
 fn a_run_is_found_again_by_an_instance_with_another_base() {
     let Some(mut rig) = Rig::new(false) else { return };
     let (run, cgroup) = rig.cgroup();
-    let known = rig.host.identity(&cgroup);
-    let key = rig.host.subtree().file_name().unwrap().to_str().unwrap().to_owned();
-    let base = rig.host.subtree().with_file_name(format!("{key}-other"));
-    let (mut later, _) =
-        Host::new(HostOptions { base: Some(base.clone()), move_instance: false, ..HostOptions::new(key) }).unwrap();
+    let known = rig.host.identity(&cgroup).unwrap();
+    let key = rig.host.control_group().unwrap().file_name().unwrap().to_str().unwrap().to_owned();
+    let base = rig.host.control_group().unwrap().with_file_name(format!("{key}-other"));
+    let (mut later, _) = Host::new(HostOptions {
+        base: Some(base.clone()),
+        move_instance: false,
+        ..HostOptions::new(key, Path::new("/nonexistent"))
+    })
+    .unwrap();
     let again = later.reopen(run, Some(&known)).unwrap();
-    assert_eq!(later.identity(&again), known);
+    assert_eq!(later.identity(&again).unwrap(), known);
     assert!(matches!(later.reopen(run, None), Err(KernelError::Gone { .. })), "where it is was not recorded");
-    let another = CgroupIdentity { inode: known.inode + 1, ..known.clone() };
+    let cgroup = known.cgroup().unwrap();
+    let another = ContainerId::Cgroup(CgroupIdentity { inode: cgroup.inode + 1, ..cgroup.clone() });
     assert!(matches!(later.reopen(run, Some(&another)), Err(KernelError::NotOurs { .. })));
     rig.remove(&again);
     assert!(matches!(later.reopen(run, Some(&known)), Err(KernelError::Gone { .. })));
-    fs::remove_dir(later.subtree()).unwrap();
+    fs::remove_dir(later.control_group().unwrap()).unwrap();
     fs::remove_dir(base).unwrap();
 }
 
@@ -267,7 +273,7 @@ fn a_run_is_found_again_by_an_instance_with_another_base() {
 #[test]
 fn what_is_in_a_delegated_base_is_moved_out_of_the_way_of_controllers() {
     let Some(rig) = Rig::new(false) else { return };
-    let base = rig.host.subtree().join("scope");
+    let base = rig.host.control_group().unwrap().join("scope");
     fs::create_dir(&base).unwrap();
     let mut bystander = sleeper();
     let pid = bystander.id();
@@ -276,23 +282,23 @@ fn what_is_in_a_delegated_base_is_moved_out_of_the_way_of_controllers() {
         base: Some(base.clone()),
         mount: None,
         key: "key".to_owned(),
-        use_user_xattrs: true,
+        owner: Owner::new("key", "boot", true),
         move_instance: false,
     };
     let is_in =
         |cgroup: &Path| process::cgroup(pid).unwrap().ends_with(cgroup.strip_prefix(base.parent().unwrap()).unwrap());
-    assert!(!Subtree::open(&options(), "boot").unwrap().make_room(&base).unwrap());
+    assert!(!CgroupTree::open(&options()).unwrap().make_room(&base).unwrap());
     assert!(is_in(&base), "it was not delegated");
 
     rustix::fs::setxattr(&base, "user.delegate", b"1", rustix::fs::XattrFlags::empty()).unwrap();
-    let subtree = Subtree::open(&options(), "boot").unwrap();
+    let subtree = CgroupTree::open(&options()).unwrap();
     assert!(!subtree.make_room(base.parent().unwrap()).unwrap());
     let there = fs::read_to_string(base.join("cgroup.controllers")).unwrap();
     if there.split_ascii_whitespace().any(|c| c == "pids") {
-        let resources = Resources { tasks_max: Some(50), ..Resources::default() };
-        let created = subtree.create(RunId::from_bytes([7; 6]), &resources).unwrap();
-        assert_eq!(created.notices, Vec::<String>::new());
-        assert_eq!(created.cgroup.read("pids.max").unwrap(), "50\n");
+        let run = spec(RunId::from_bytes([7; 6]), Resources { tasks_max: Some(50), ..Resources::default() });
+        let cgroup = subtree.create(run.id).unwrap();
+        assert_eq!(subtree.limit(&cgroup, &run.limits.resources), Vec::<String>::new());
+        assert_eq!(cgroup.read("pids.max").unwrap(), "50\n");
     } else {
         assert!(subtree.make_room(&base).unwrap());
     }
@@ -308,24 +314,28 @@ fn an_instance_moves_out_of_the_run_that_it_was_started_in() {
     const OPTIONS: &str = "GUARDIAN_TEST_MOVES";
     if let Some(key) = std::env::var_os(OPTIONS) {
         let base = mount::find().unwrap().mount_point.join("guardian-tests");
-        let options = HostOptions { base: Some(base), ..HostOptions::new(key.into_string().unwrap()) };
+        let options =
+            HostOptions { base: Some(base), ..HostOptions::new(key.into_string().unwrap(), Path::new("/nonexistent")) };
         let (host, _) = Host::new(options).unwrap();
         let cgroup = process::cgroup(std::process::id()).unwrap();
-        assert!(host.subtree().join("instance").ends_with(cgroup.strip_prefix("/").unwrap()), "{cgroup:?}");
+        assert!(
+            host.control_group().unwrap().join("instance").ends_with(cgroup.strip_prefix("/").unwrap()),
+            "{cgroup:?}"
+        );
         return;
     }
     let Some(mut rig) = Rig::new(false) else { return };
-    let (run, cgroup) = rig.cgroup();
-    let key = rig.host.subtree().file_name().unwrap().to_str().unwrap().to_owned();
+    let (run, mut cgroup) = rig.cgroup();
+    let key = rig.host.control_group().unwrap().file_name().unwrap().to_str().unwrap().to_owned();
     let test = std::env::current_exe().unwrap();
     let argv = ["env", &format!("{OPTIONS}={key}"), test.to_str().unwrap(), "--exact", NAME, "--nocapture"];
     let exec = rig.exec(&argv, &cgroup);
-    let mut main = rig.host.spawn(&exec, &cgroup).unwrap();
-    rig.host.attach(&cgroup, &main).unwrap();
+    let mut main = rig.host.spawn(&exec, &mut cgroup).unwrap();
+    rig.host.attach(&mut cgroup, &mut main).unwrap();
     rig.host.open_gate(&mut main).unwrap();
     let mut status = None;
     until("the instance is done", || {
-        status = rig.host.exit_status(&main);
+        status = rig.status(&main);
         status.is_some()
     });
     assert_eq!(status, Some(ExitStatus::Exited(0)), "{}", rig.log());
@@ -338,8 +348,8 @@ fn a_limit_without_its_controller_is_told() {
     let Some(mut rig) = Rig::new(false) else { return };
     let run = RunId::from_bytes([7; 6]);
     let resources = Resources { memory_max_bytes: Some(2 << 30), tasks_max: Some(50), cpu_max_percent: Some(100) };
-    let created = rig.host.create(run, &resources).unwrap();
-    let path = rig.host.identity(&created.cgroup).path;
+    let created = rig.host.create(&spec(run, resources)).unwrap();
+    let path = rig.path(&created.container);
     if !path.join("memory.max").exists() {
         assert!(created.notices.iter().any(|n| n.starts_with("memory_max of ")), "{:?}", created.notices);
     }
@@ -352,21 +362,21 @@ fn a_limit_without_its_controller_is_told() {
             }
         }
     }
-    rig.remove(&created.cgroup);
+    rig.remove(&created.container);
 }
 
 #[test]
 fn a_process_that_is_gone_or_another_is_not_attached() {
     let Some(mut rig) = Rig::new(false) else { return };
-    let (_, cgroup) = rig.cgroup();
+    let (_, mut cgroup) = rig.cgroup();
     let mut child = sleeper();
     let id = ProcessId { pid: child.id(), start_ticks: process::stat(child.id()).unwrap().start_ticks };
-    let opened = rig.host.open_process(id).unwrap();
+    let mut opened = rig.host.open_process(id).unwrap();
     let other = ProcessId { start_ticks: id.start_ticks + 1, ..id };
     assert!(matches!(rig.host.open_process(other), Err(KernelError::Gone { .. })));
     child.kill().unwrap();
     child.wait().unwrap();
-    assert!(matches!(rig.host.attach(&cgroup, &opened), Err(KernelError::Gone { .. })));
+    assert!(matches!(rig.host.attach(&mut cgroup, &mut opened), Err(KernelError::Gone { .. })));
     assert!(matches!(rig.host.open_process(id), Err(KernelError::Gone { .. })));
     rig.remove(&cgroup);
 }
@@ -390,13 +400,13 @@ fn the_exit_status_of_a_process_that_is_not_our_child_is_known_where_the_kernel_
         let foreign = rig.host.open_process(id).unwrap();
         let run = RunId::from_bytes([1; 6]);
         rig.host.watch_process(run, Role::Main, &foreign).unwrap();
-        assert_eq!(rig.host.exit_status(&foreign), None);
+        assert_eq!(rig.status(&foreign), None);
         fs::write(rig.tmp.path().join("gate"), "x\n").unwrap();
         assert_eq!(rig.host.wait(Some(PATIENCE)).unwrap(), [Notice::ProcessExited(run, Role::Main)]);
-        let status = rig.host.exit_status(&foreign);
+        let status = rig.status(&foreign);
         middle.wait().unwrap();
         match kernel_is_at_least(6, 15) {
-            true => assert_eq!(status.or_else(|| rig.host.exit_status(&foreign)), Some(expected)),
+            true => assert_eq!(status.or_else(|| rig.status(&foreign)), Some(expected)),
             false => assert_eq!(status, None),
         }
     }

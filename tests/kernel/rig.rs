@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use guardian::daemon::host::{Host, HostCgroup, HostOptions, HostProcess};
+use guardian::config::Config;
+use guardian::daemon::host::{Host, HostContainer, HostOptions, HostProcess};
 use guardian::kernel::{Exec, Kernel, KernelError, Role, mount};
-use guardian::model::{Resources, RunId};
+use guardian::model::{Containment, ExitStatus, Resources, RunId, RunSpec};
 
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -27,10 +28,11 @@ impl Rig {
         let base = mount::find().map(|m| m.mount_point.join("guardian-tests"));
         let made = base.and_then(|base| {
             let options = HostOptions {
+                backend: Some(Containment::Cgroupfs),
                 base: Some(base),
                 force_kill_fallback,
                 move_instance: false,
-                ..HostOptions::new(key.clone())
+                ..HostOptions::new(key.clone(), Path::new("/nonexistent"))
             };
             Host::new(options)
         });
@@ -48,20 +50,20 @@ impl Rig {
         }
     }
 
-    pub fn cgroup(&mut self) -> (RunId, HostCgroup) {
+    pub fn cgroup(&mut self) -> (RunId, HostContainer) {
         let mut bytes = [0; 6];
         rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).unwrap();
         let run = RunId::from_bytes(bytes);
-        (run, self.host.create(run, &Resources::default()).unwrap().cgroup)
+        (run, self.host.create(&spec(run, Resources::default())).unwrap().container)
     }
 
-    pub fn exec(&self, argv: &[&str], cgroup: &HostCgroup) -> Exec {
+    pub fn exec(&self, argv: &[&str], cgroup: &HostContainer) -> Exec {
         Exec {
             argv: argv.iter().map(|a| a.as_bytes().to_vec()).collect(),
             env: vec![
                 b"PATH=/usr/bin:/bin".to_vec(),
                 self.mark.clone().into_bytes(),
-                format!("CG={}", self.host.identity(cgroup).path.display()).into_bytes(),
+                format!("CG={}", self.path(cgroup).display()).into_bytes(),
             ],
             cwd: self.tmp.path().as_os_str().as_bytes().to_vec(),
             log: self.tmp.path().join("log"),
@@ -69,18 +71,27 @@ impl Rig {
     }
 
     /// Launches a shell script as the engine does.
-    pub fn launch(&mut self, script: &str) -> (RunId, HostCgroup, HostProcess) {
-        let (run, cgroup) = self.cgroup();
+    pub fn launch(&mut self, script: &str) -> (RunId, HostContainer, HostProcess) {
+        let (run, mut cgroup) = self.cgroup();
         let exec = self.exec(&["sh", "-c", script], &cgroup);
-        let mut main = self.host.spawn(&exec, &cgroup).unwrap();
-        self.host.attach(&cgroup, &main).unwrap();
+        let mut main = self.host.spawn(&exec, &mut cgroup).unwrap();
+        self.host.attach(&mut cgroup, &mut main).unwrap();
         self.host.watch_process(run, Role::Main, &main).unwrap();
-        self.host.watch_cgroup(run, &cgroup).unwrap();
+        self.host.watch_container(run, &cgroup).unwrap();
         self.host.open_gate(&mut main).unwrap();
         (run, cgroup, main)
     }
 
-    pub fn pids(&mut self, cgroup: &HostCgroup) -> u32 {
+    /// The directory of a cgroup.
+    pub fn path(&self, cgroup: &HostContainer) -> PathBuf {
+        self.host.identity(cgroup).unwrap().path().to_owned()
+    }
+
+    pub fn status(&mut self, process: &HostProcess) -> Option<ExitStatus> {
+        self.host.exit_status(None, Some(process))
+    }
+
+    pub fn pids(&mut self, cgroup: &HostContainer) -> u32 {
         self.host.evidence(cgroup, Duration::ZERO).total
     }
 
@@ -89,7 +100,7 @@ impl Rig {
     }
 
     /// Sleeps in the poller until the cgroup is empty.
-    pub fn until_empty(&mut self, cgroup: &HostCgroup, mut meanwhile: impl FnMut(&mut Host, &HostCgroup)) {
+    pub fn until_empty(&mut self, cgroup: &HostContainer, mut meanwhile: impl FnMut(&mut Host, &HostContainer)) {
         let deadline = Instant::now() + PATIENCE;
         while self.host.populated(cgroup).unwrap() {
             let left = self.host.evidence(cgroup, Duration::from_millis(100));
@@ -99,14 +110,14 @@ impl Rig {
         }
     }
 
-    pub fn remove(&mut self, cgroup: &HostCgroup) {
+    pub fn remove(&mut self, cgroup: &HostContainer) {
         // For some milliseconds after `populated 0`, rmdir can give EBUSY.
         until("the cgroup can be removed", || match self.host.remove(cgroup) {
             Ok(()) => true,
             Err(KernelError::Busy { .. }) => false,
             Err(e) => panic!("{e}"),
         });
-        assert!(!self.host.identity(cgroup).path.exists());
+        assert!(!self.path(cgroup).exists());
     }
 
     /// Every live process that carries our mark in its environment, wherever it is.
@@ -121,7 +132,7 @@ impl Rig {
 
 impl Drop for Rig {
     fn drop(&mut self) {
-        let subtree = self.host.subtree().to_owned();
+        let subtree = self.host.control_group().unwrap().to_owned();
         let _ = fs::write(subtree.join("cgroup.kill"), "1");
         let deadline = Instant::now() + PATIENCE;
         while remove_tree(&subtree).is_err() && Instant::now() < deadline {
@@ -139,6 +150,26 @@ fn remove_tree(path: &Path) -> std::io::Result<()> {
         }
     }
     fs::remove_dir(path)
+}
+
+/// A detached run with these resource limits, of which a container wants to know no more.
+pub fn spec(id: RunId, resources: Resources) -> RunSpec {
+    let mut limits = Config::built_in().unwrap().defaults;
+    limits.resources = resources;
+    RunSpec {
+        id,
+        workflow: "test".into(),
+        name: None,
+        command: Vec::new(),
+        cwd: "/".into(),
+        uid: 0,
+        user: "root".into(),
+        main: None,
+        client: None,
+        containment: Containment::Cgroupfs,
+        limits,
+        log: None,
+    }
 }
 
 pub fn until(what: &str, mut condition: impl FnMut() -> bool) {

@@ -374,6 +374,7 @@ fn what_a_killed_root_leaves_is_found_by_record_mark_foster_parent_and_descent()
         foster_parents,
         known_children: &known_children,
         spared: &[],
+        excluded: &[],
     };
     let of = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<BTreeSet<String>>();
     end(&[root.id()]);
@@ -419,6 +420,7 @@ fn a_lost_run_that_ignores_sigterm_is_killed() {
         foster_parents: &foster_parents,
         known_children: &known_children,
         spared: &[],
+        excluded: &[],
     };
     let terminated = lost.terminate().unwrap();
     assert!(terminated >= 400, "{terminated}");

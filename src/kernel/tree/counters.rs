@@ -21,6 +21,7 @@ pub fn usage<'a>(waited_cpu_ticks: u64, processes: impl Iterator<Item = &'a Entr
         cpu_usec: Some(ticks.saturating_mul(USEC_PER_SEC) / per_second),
         memory_bytes: Some(pages.saturating_mul(rustix::param::page_size() as u64)),
         tasks: Some(tasks),
+        ..Usage::default()
     }
 }
 

@@ -31,6 +31,8 @@ pub struct Lost<'a> {
     pub known_children: &'a [u32],
     /// Never taken, and what is below them only for its own record or mark: the roots of other runs.
     pub spared: &'a [u32],
+    /// As in [`super::Tree`]: part of the containment, and not of the run.
+    pub excluded: &'a [u32],
 }
 
 impl Lost<'_> {
@@ -105,6 +107,10 @@ impl Source for Lost<'_> {
     fn holds(&self, proc: &mut Proc, id: ProcessId, _: &mut HashSet<u32>) -> Result<bool, KernelError> {
         Ok(proc.stat(id.pid)?.is_some_and(|stat| stat.id() == id))
     }
+
+    fn excludes(&self, pid: u32) -> bool {
+        self.excluded.contains(&pid)
+    }
 }
 
 #[cfg(test)]
@@ -122,7 +128,15 @@ mod tests {
     }
 
     fn lost<'a>(recorded: &'a BTreeMap<u32, u64>, foster_parents: &'a [ProcessId], spared: &'a [u32]) -> Lost<'a> {
-        Lost { run: RUN, root_start_ticks: 100, recorded, foster_parents, known_children: &[210], spared }
+        Lost {
+            run: RUN,
+            root_start_ticks: 100,
+            recorded,
+            foster_parents,
+            known_children: &[210],
+            spared,
+            excluded: &[],
+        }
     }
 
     #[test]

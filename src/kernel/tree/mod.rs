@@ -28,7 +28,7 @@ use crate::model::{ProcessId, Usage};
 pub use lost::Lost;
 pub use members::Members;
 pub use table::{Entry, Table};
-pub use walk::{Reading, Rest, descendants};
+pub use walk::{Reading, Rest, children, descendants};
 
 use members::Source;
 use procfs::Proc;

@@ -64,6 +64,19 @@ pub fn descendants(root: u32) -> Result<Reading, KernelError> {
     Ok(Reading { entries, rest })
 }
 
+/// The pids of the children of a process, ended ones too. `Gone` if it is.
+pub fn children(parent: u32) -> Result<Vec<u32>, KernelError> {
+    let gone = || KernelError::Gone { what: format!("process {parent}") };
+    let mut proc = Proc::open()?;
+    let threads = proc.stat(parent)?.ok_or_else(gone)?.threads;
+    let mut listed = Vec::new();
+    match proc.children(parent, threads, &mut listed)? {
+        true => Ok(listed),
+        false if proc.has_children_files()? => Err(gone()),
+        false => Ok(Table::read_with(&mut proc)?.children(parent).map(|e| e.pid).collect()),
+    }
+}
+
 pub(super) fn visit(proc: &mut Proc, root: u32, visitor: &mut dyn Visitor) -> Result<Rest, KernelError> {
     let gone = || KernelError::Gone { what: format!("process {root}") };
     let threads = proc.stat(root)?.ok_or_else(gone)?.threads;

@@ -34,6 +34,10 @@ const WITHOUT_OOM_POLICY: u32 = 251;
 /// The longest description, in characters. systemd keeps it, and writes it on one line.
 const DESCRIPTION_MAX: usize = 200;
 
+/// The time until a manager is asked again that was away: it executes itself anew (`daemon-reexec`, with each update of
+/// systemd), and drops the calls that it has not answered.
+const AWAY: Duration = Duration::from_millis(100);
+
 /// The signals of one unit that may wait: a start and a stop.
 const QUEUE: NonZeroUsize = NonZeroUsize::MIN.saturating_add(7);
 
@@ -133,17 +137,42 @@ async fn start_unit(
     *step = "take the scope";
     let auxiliary: Vec<(&str, Vec<(&str, Variant<'_>)>)> = Vec::new();
     let body = (unit, "fail", wanted.properties(around.version), auxiliary);
-    let job: OwnedObjectPath = call(bus, THE_MANAGER, "StartTransientUnit", &body).await.map_err(refused)?;
+    let mut is_asked_again = false;
+    let job: Option<OwnedObjectPath> = loop {
+        match call(bus, THE_MANAGER, "StartTransientUnit", &body).await {
+            Ok(job) => break Some(job),
+            Err(e) if is_away(&e) => {
+                is_asked_again = true;
+                tokio::time::sleep(AWAY).await;
+                // It may be another process by now.
+                let _: zbus::Result<()> = call(bus, THE_MANAGER, "Subscribe", &()).await;
+            }
+            // What was not answered had arrived. That it is ours is proved below.
+            Err(e) if is_asked_again && is_of_systemd(&e, "UnitExists") => break None,
+            Err(e) => return Err(refused(e)),
+        }
+    };
 
     *step = "start the scope";
-    match job_result(&mut signals, &job).await.map_err(refused)?.as_str() {
-        "done" => {}
-        result => return Err(failed(unit, io::Error::other(format!("systemd could not start it (result: {result})")))),
+    if let Some(job) = &job {
+        match job_result(&mut signals, job).await.map_err(refused)?.as_str() {
+            "done" => {}
+            result => {
+                let why = format!("systemd could not start it (result: {result})");
+                return Err(failed(unit, io::Error::other(why)));
+            }
+        }
+        *step = "tell the scope's cgroup";
     }
-
-    *step = "tell the scope's cgroup";
-    let cgroup = control_group(bus, unit).await.map_err(refused)?;
-    prove(Path::new(&cgroup), wanted.pid, around.mount)
+    loop {
+        match control_group(bus, unit).await {
+            Err(e) if is_away(&e) => {}
+            // Nobody told its job, so nobody tells when it has a cgroup.
+            Ok(cgroup) if job.is_none() && cgroup.is_empty() && !has_ended(wanted.pid) => {}
+            told => return prove(Path::new(&told.map_err(refused)?), wanted.pid, around.mount),
+        }
+        tokio::time::sleep(AWAY).await;
+    }
 }
 
 /// Gives up a scope in which no process is. systemd collects a scope when it sees the cgroup become empty; it never sees
@@ -231,13 +260,23 @@ pub(super) fn failed(unit: &str, source: io::Error) -> KernelError {
     KernelError::Io { op: "start", what: unit.to_owned(), source }
 }
 
+fn is_of_systemd(error: &zbus::Error, name: &str) -> bool {
+    matches!(error, zbus::Error::MethodError(n, ..) if n.as_str().strip_prefix("org.freedesktop.systemd1.") == Some(name))
+}
+
+/// Whether the bus says that the manager left without an answer, or is not there.
+fn is_away(error: &zbus::Error) -> bool {
+    use zbus::fdo::Error as E;
+    let zbus::Error::FDO(error) = error else { return false };
+    matches!(**error, E::NoReply(_) | E::ServiceUnknown(_) | E::NameHasNoOwner(_) | E::Disconnected(_))
+}
+
 fn from_bus(unit: &str, error: &zbus::Error) -> KernelError {
-    let is = |name: &str| matches!(error, zbus::Error::MethodError(n, ..) if n.as_str().strip_prefix("org.freedesktop.systemd1.") == Some(name));
-    if is("UnitExists") {
+    if is_of_systemd(error, "UnitExists") {
         return KernelError::Busy { what: unit.to_owned() };
     }
     // The scope was there and is not: all that was in it has ended.
-    if is("NoSuchUnit") {
+    if is_of_systemd(error, "NoSuchUnit") {
         return KernelError::Gone { what: unit.to_owned() };
     }
     failed(unit, io::Error::other(format!("the systemd manager: {}", bus::reason(error))))
@@ -306,5 +345,13 @@ mod tests {
             let error = prove(Path::new("/"), std::process::id(), &mount).unwrap_err();
             assert!(matches!(error, KernelError::NotOurs { .. }), "{error}");
         }
+    }
+    #[test]
+    fn a_manager_that_left_without_an_answer_is_asked_again_and_one_that_refuses_is_not() {
+        use zbus::fdo::Error as E;
+        let away = [E::NoReply(String::new()), E::ServiceUnknown(String::new()), E::NameHasNoOwner(String::new())];
+        away.into_iter().for_each(|e| assert!(is_away(&e.into())));
+        let refused = [E::AccessDenied(String::new()), E::InvalidArgs(String::new()), E::TimedOut(String::new())];
+        refused.into_iter().for_each(|e| assert!(!is_away(&e.into())));
     }
 }
