@@ -1,11 +1,12 @@
 //! SIGKILL of the instance at each step of a launch, a kill and a finish: the next instance accounts for every run,
-//! kills nothing twice, and leaves nothing. Needs the feature `failpoints`.
+//! kills nothing twice, and leaves nothing. The same for a shim at each of its own steps, without a next one. Needs the
+//! feature `failpoints`.
 #![cfg(feature = "failpoints")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
 
-use common::{Done, PATIENCE, Row, Run, Started, World, eventually, is_alive, lines, proc_stat, signal, start};
+use common::{Done, PATIENCE, Place, Row, Run, Started, World, eventually, is_alive, lines, proc_stat, signal, start};
 use guardian::failpoint;
 use guardian::model::{EventKind, Phase};
 use rustix::process::Signal;
@@ -24,6 +25,9 @@ enum How {
 /// Starts an instance that passes failpoints, and gives its pid. Only this one does: what a client starts later lives.
 fn instance_with(world: &World, failpoints: &str) -> u32 {
     start(world.command(["ps"]).env("FAILPOINTS", failpoints)).wait().exits(0);
+    // On a slow disk it answers before that is committed.
+    let started = || (world.audited(EventKind::InstanceStarted) == 1).then_some(());
+    eventually("the start of the instance is on record", started);
     world.running_instance()
 }
 
@@ -36,9 +40,9 @@ fn launch(world: &World, how: How) -> Started {
 }
 
 /// The instance dies at the failpoint; the next command starts the next instance; then everything must be in order.
-fn dies_at(failpoint: &str, how: How) {
-    eprintln!("-- {failpoint}, {how:?}");
-    let world = World::new();
+fn dies_at(place: Place, failpoint: &str, how: How) {
+    eprintln!("-- {failpoint}, {how:?}, {place:?}");
+    let world = World::new_in(place);
     let first = instance_with(&world, &format!("{failpoint}=return(kill)"));
     let client = launch(&world, how);
     eventually("the instance dies at the failpoint", || (!is_alive(first)).then_some(()));
@@ -66,11 +70,12 @@ fn dies_at(failpoint: &str, how: How) {
 }
 
 /// All failpoints of a group, both ways; names every one that failed.
-fn dies_at_each(group: &str) {
+fn dies_at_each(place: Place, group: &str) {
+    needs_place!(place);
     let mut failed = Vec::new();
     for name in failpoint::ALL.iter().filter(|name| name.starts_with(group)) {
         for how in [How::Detached, How::Foreground] {
-            if std::panic::catch_unwind(|| dies_at(name, how)).is_err() {
+            if std::panic::catch_unwind(|| dies_at(place, name, how)).is_err() {
                 failed.push(format!("{name} ({how:?})"));
             }
         }
@@ -102,22 +107,145 @@ fn is_accounted_for(run: &Run, client: &Done, audit: &[Row]) {
     assert_eq!(audit.iter().filter(of_this_run).filter(is_end).count(), 1, "{audit:#?}");
 }
 
-#[test]
-fn an_instance_killed_during_a_launch_leaves_nothing() {
-    needs_cgroup!();
-    dies_at_each("launch.");
+/// In every place.
+macro_rules! everywhere {
+    ($place:expr) => {
+        use super::*;
+
+        #[test]
+        fn an_instance_killed_during_a_launch_leaves_nothing() {
+            dies_at_each($place, "launch.");
+        }
+
+        #[test]
+        fn an_instance_killed_during_a_kill_is_followed_by_one_that_finishes_it() {
+            dies_at_each($place, "kill.");
+        }
+
+        #[test]
+        fn an_instance_killed_at_the_end_of_a_run_is_followed_by_one_that_finishes_it_once() {
+            dies_at_each($place, "finish.");
+        }
+
+        #[test]
+        fn an_instance_and_a_client_killed_together_leave_a_run_that_the_next_instance_ends() {
+            instance_and_client_die_together($place);
+        }
+
+        #[test]
+        fn an_intent_that_takes_long_to_record_delays_a_kill_and_does_not_stop_it() {
+            an_intent_takes_long($place);
+        }
+    };
 }
 
-#[test]
-fn an_instance_killed_during_a_kill_is_followed_by_one_that_finishes_it() {
-    needs_cgroup!();
-    dies_at_each("kill.");
+mod cgroupfs {
+    everywhere!(Place::Root);
 }
 
-#[test]
-fn an_instance_killed_at_the_end_of_a_run_is_followed_by_one_that_finishes_it_once() {
-    needs_cgroup!();
-    dies_at_each("finish.");
+mod subtree {
+    everywhere!(Place::User);
+
+    #[test]
+    fn a_shim_killed_before_its_command_executes_nothing() {
+        shim_dies_at_each(&["shim.begun", "shim.forked"]);
+    }
+
+    #[test]
+    fn a_shim_killed_when_its_command_is_ready_leaves_nothing() {
+        shim_dies_at_each(&["shim.ready"]);
+    }
+
+    #[test]
+    fn a_shim_killed_after_its_command_leaves_nothing() {
+        shim_dies_at_each(&["shim.reaped", "shim.noted", "shim.empty"]);
+    }
+
+    #[test]
+    fn every_failpoint_of_a_shim_is_of_one_of_these() {
+        let tested = ["shim.begun", "shim.forked", "shim.ready", "shim.reaped", "shim.noted", "shim.empty"];
+        assert_eq!(failpoint::SHIM, tested);
+    }
+}
+
+/// All of these, both ways, with and without a PID namespace; names every one that failed.
+fn shim_dies_at_each(failpoints: &[&str]) {
+    needs_place!(Place::User);
+    let mut failed = Vec::new();
+    for failpoint in failpoints {
+        for how in [How::Detached, How::Foreground] {
+            for isolated in [false, true] {
+                if std::panic::catch_unwind(|| shim_dies_at(failpoint, how, isolated)).is_err() {
+                    failed.push(format!("{failpoint} ({how:?}, isolated: {isolated})"));
+                }
+            }
+        }
+    }
+    assert!(failed.is_empty(), "{failed:#?}");
+}
+
+/// The shim dies at the failpoint; its command exits with 7 and leaves a process behind that ignores SIGTERM.
+fn shim_dies_at(failpoint: &str, how: How, isolated: bool) {
+    eprintln!("-- {failpoint}, {how:?}, isolated: {isolated}");
+    let world = World::new_in(Place::User);
+    let failpoints = format!("{failpoint}=return(kill)");
+    let mut options = vec!["--grace", "500ms"];
+    options.extend(isolated.then_some("--isolate-pids"));
+    options.extend((how == How::Detached).then_some("--detach"));
+    let leaves = "echo executed >> executed; trap '' TERM; setsid sleep 1000 & exit 7";
+    let mut command = world.run_command(&options, &["sh", "-c", leaves]);
+    match how {
+        How::Detached => drop(instance_with(&world, &failpoints)),
+        How::Foreground => drop(command.env("FAILPOINTS", &failpoints)),
+    }
+    let client = start(&mut command);
+    let done = client.wait();
+    let runs = world.finished();
+    eventually("nothing is left", || world.workload().is_empty().then_some(()));
+
+    let executed = lines(world.path("executed")).len();
+    assert!(executed <= 1, "{executed}");
+    assert!(runs.len() <= 1, "one launch, {} runs", runs.len());
+    for run in &runs {
+        shim_is_accounted_for(run, failpoint, executed);
+    }
+    if runs.is_empty() || failpoint == "shim.begun" || failpoint == "shim.forked" {
+        assert_eq!(executed, 0, "{done:?}");
+        assert_eq!(done.code, Some(125), "{done:?}");
+        assert!(done.stderr.contains("the shim"), "{done:?}");
+    }
+    let audit = world.audit();
+    let ends = audit.iter().filter(|row| matches!(row.kind, EventKind::RunFinished | EventKind::LaunchFailed)).count();
+    assert_eq!(ends, runs.len(), "{audit:#?}");
+    world.assert_audit_holds();
+    // What was reserved for a launch that never came is kept for some seconds.
+    let records = || std::fs::read_dir(world.shims_directory()).into_iter().flatten().count();
+    eventually("no record is left", || (records() == 0).then_some(()));
+    world.assert_nothing_left();
+}
+
+/// The outcome says no more than what can be known.
+fn shim_is_accounted_for(run: &Run, failpoint: &str, executed: usize) {
+    eprintln!("   {}, receipt: {:?}", run.ended(), run.receipt.as_ref().map(|r| (&r.reason, r.survivors)));
+    if let Some(receipt) = &run.receipt {
+        assert_eq!(receipt.survivors, 0, "{run:?}");
+    }
+    let outcome = run.outcome.as_ref().expect("an outcome");
+    match failpoint {
+        "shim.begun" | "shim.forked" => assert_eq!((outcome.kind.as_str(), executed), ("lost", 0), "{run:?}"),
+        // In a PID namespace the kernel may have been quicker than the command.
+        "shim.ready" if executed == 0 => {
+            let killed = run.ended() == "signaled(9)";
+            assert!(killed || ["killed", "lost"].contains(&outcome.kind.as_str()), "{run:?}");
+        }
+        // Who has got the orphan knows how it ended; in a PID namespace the kernel may have been quicker.
+        "shim.ready" | "shim.reaped" => {
+            let ended = run.ended() == "exited(7)" || (run.ended() == "signaled(9)" && failpoint == "shim.ready");
+            assert!(ended || ["killed", "lost"].contains(&outcome.kind.as_str()), "{run:?}");
+        }
+        // It is on record.
+        _ => assert_eq!(run.ended(), "exited(7)", "{run:?}"),
+    }
 }
 
 #[test]
@@ -126,10 +254,9 @@ fn every_failpoint_is_of_one_of_these_groups() {
     assert!(failpoint::ALL.iter().all(|name| known(name)));
 }
 
-#[test]
-fn an_instance_and_a_client_killed_together_leave_a_run_that_the_next_instance_ends() {
-    needs_cgroup!();
-    let world = World::new();
+fn instance_and_client_die_together(place: Place) {
+    needs_place!(place);
+    let world = World::new_in(place);
     let client = start(&mut world.run_command(&["--grace", "500ms"], &STUBBORN));
     eventually("the workload is up", || world.path("up").exists().then_some(()));
     // Stopped first, because a client that sees its instance go starts the next one at once.
@@ -146,10 +273,9 @@ fn an_instance_and_a_client_killed_together_leave_a_run_that_the_next_instance_e
     world.assert_audit_holds();
 }
 
-#[test]
-fn an_intent_that_takes_long_to_record_delays_a_kill_and_does_not_stop_it() {
-    needs_cgroup!();
-    let world = World::new();
+fn an_intent_takes_long(place: Place) {
+    needs_place!(place);
+    let world = World::new_in(place);
     instance_with(&world, "kill.recorded=sleep(300)");
     world.run(&["--max-runtime", "1s", "--grace", "500ms"], &STUBBORN).exits(124);
     world.assert_killed(&world.only_run(), "max_runtime");

@@ -105,9 +105,23 @@ pub fn proc_stat(pid: u32) -> Option<Vec<String>> {
     Some(rest.split_whitespace().map(str::to_owned).collect())
 }
 
-/// True for a process that exists and is not a zombie.
+/// True for a process that exists and is not a zombie. One whose first thread has ended before the others, as SIGKILL does
+/// it, still has its files open: a socket that still takes connections, for one.
 pub fn is_alive(pid: u32) -> bool {
-    proc_stat(pid).is_some_and(|f| f[0] != "Z" && f[0] != "X")
+    let has_ended = |f: &[String]| f[0] == "Z" || f[0] == "X";
+    let has_threads = || std::fs::read_dir(format!("/proc/{pid}/task")).is_ok_and(|tasks| tasks.count() > 1);
+    proc_stat(pid).is_some_and(|f| !has_ended(&f) || has_threads())
+}
+
+/// The effective uid of a process, ended ones too.
+pub fn uid_of(pid: u32) -> Option<u32> {
+    let status = String::from_utf8_lossy(&proc_file(pid, "status")).into_owned();
+    status.lines().find_map(|l| l.strip_prefix("Uid:")?.split_whitespace().nth(1)?.parse().ok())
+}
+
+/// The parent of a process.
+pub fn parent_of(pid: u32) -> Option<u32> {
+    proc_stat(pid)?.get(1)?.parse().ok()
 }
 
 /// True if the process belongs to a workload with that mark: in its environment, its arguments or its working
@@ -133,7 +147,7 @@ pub fn descendants(root: u32) -> BTreeSet<u32> {
     loop {
         let before = found.len();
         for pid in pids() {
-            let parent = proc_stat(pid).and_then(|f| f[1].parse().ok()).unwrap_or(0);
+            let parent = parent_of(pid).unwrap_or(0);
             if found.contains(&parent) {
                 found.insert(pid);
             }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use guardian::model::{EventKind, KillMode, Phase, StepKind};
+use guardian::model::{Containment, EventKind, KillMode, Phase, ProcessId, StepKind};
 use serde::Deserialize;
 
 /// A run.
@@ -10,7 +10,13 @@ use serde::Deserialize;
 pub struct Run {
     pub run_id: String,
     pub phase: Phase,
+    pub containment: Containment,
     pub cgroup: Option<Cgroup>,
+    pub shim: Option<ProcessId>,
+    pub main_process: Option<ProcessId>,
+    pub frozen: bool,
+    pub notices: Vec<String>,
+    pub usage: Usage,
     pub outcome: Option<Outcome>,
     pub exit_status: Option<i32>,
     pub receipt: Option<Receipt>,
@@ -33,6 +39,15 @@ impl Run {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct Cgroup {
     pub path: PathBuf,
+}
+
+/// What a run has used, as far as it is known.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Usage {
+    pub cpu_usec: Option<u64>,
+    pub memory_bytes: Option<u64>,
+    pub tasks: Option<u64>,
+    pub activity_bytes: Option<u64>,
 }
 
 /// How a run ended.

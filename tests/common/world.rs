@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::host::*;
+use super::place::*;
 use super::view::{Row, Run};
 
 /// The executable under test.
@@ -123,8 +124,12 @@ pub fn start(command: &mut Command) -> Started {
 
 /// One state directory with its private instance.
 pub struct World {
-    dir: tempfile::TempDir,
+    pub(super) dir: tempfile::TempDir,
     mark: String,
+    place: Place,
+    uid: Option<u32>,
+    /// The executable under test.
+    pub(super) guardian: PathBuf,
 }
 
 impl Default for World {
@@ -134,8 +139,13 @@ impl Default for World {
 }
 
 impl World {
-    /// An empty one. The instance is started by the first command that needs it.
+    /// An empty one, with the rights of whoever runs the tests. The instance is started by the first command that needs it.
     pub fn new() -> Self {
+        Self::new_in(Place::Root)
+    }
+
+    /// An empty one in that place.
+    pub fn new_in(place: Place) -> Self {
         // Short, because the path of a unix socket has 107 bytes; the directory's name is the mark.
         let dir = tempfile::Builder::new().prefix("gt-").rand_bytes(10).tempdir_in("/tmp").unwrap();
         let mark = dir.path().file_name().unwrap().to_str().unwrap().to_owned();
@@ -143,7 +153,39 @@ impl World {
         // A workload may give up its rights and still keep notes in its working directory.
         rustix::fs::chmod(dir.path(), rustix::fs::Mode::from_raw_mode(0o711)).unwrap();
         rustix::fs::chmod(dir.path().join("work"), rustix::fs::Mode::from_raw_mode(0o777)).unwrap();
-        Self { dir, mark }
+        let uid = place.is_a_users().then(spare_uid);
+        let mut guardian = PathBuf::from(GUARDIAN);
+        if uid.is_some() {
+            [dir.path().to_owned(), dir.path().join("work")]
+                .iter()
+                .for_each(|d| std::os::unix::fs::chown(d, uid, uid).unwrap());
+            if !can_be_reached(&guardian) {
+                guardian = dir.path().join("guardian");
+                // A link costs nothing, and cannot be made from another file system.
+                std::fs::hard_link(GUARDIAN, &guardian)
+                    .or_else(|_| std::fs::copy(GUARDIAN, &guardian).map(drop))
+                    .unwrap();
+            }
+        }
+        Self { dir, mark, place, uid, guardian }
+    }
+
+    /// The place.
+    pub fn place(&self) -> Place {
+        self.place
+    }
+
+    /// The uid that its processes have and no other, if it is an ordinary user's.
+    pub fn uid(&self) -> Option<u32> {
+        self.uid
+    }
+
+    /// A script of tests/workloads, where this world can read it.
+    pub fn script(&self, name: &str) -> String {
+        let path = self.dir.path().join(name);
+        std::fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/workloads").join(name), &path).unwrap();
+        rustix::fs::chmod(&path, rustix::fs::Mode::from_raw_mode(0o644)).unwrap();
+        path.to_str().unwrap().to_owned()
     }
 
     /// The state directory.
@@ -163,9 +205,16 @@ impl World {
 
     /// `guardian` with these arguments, ready to be started.
     pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
-        let mut command = Command::new(GUARDIAN);
+        let args: Vec<S> = args.into_iter().collect();
+        let backend: &[&str] = if self.place == Place::Subtree { &["--backend", "subtree"] } else { &[] };
+        let args: Vec<&OsStr> = backend.iter().map(OsStr::new).chain(args.iter().map(AsRef::as_ref)).collect();
+        let mut command = self.place.enter(self.uid, &self.guardian, &args);
+        if self.uid.is_some() {
+            // The PATH of whoever runs the tests may lead where another user may not look.
+            command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+            command.env("HOME", self.dir.path()).env_remove("XDG_RUNTIME_DIR").env_remove("DBUS_SESSION_BUS_ADDRESS");
+        }
         command
-            .args(args)
             .env("GUARDIAN_STATE_DIR", self.state())
             .env("NO_COLOR", "1")
             .env_remove("FAILPOINTS")
@@ -271,24 +320,6 @@ impl World {
         files.filter(is_database).min().expect("a database in the state directory")
     }
 
-    /// The processes of the workloads.
-    pub fn workload(&self) -> Vec<u32> {
-        pids().into_iter().filter(|&p| is_alive(p) && is_marked(p, &self.mark) && !self.is_guardian(p)).collect()
-    }
-
-    /// True for a process of the executable under test that uses this state directory.
-    fn is_guardian(&self, pid: u32) -> bool {
-        // A replaced executable reads as "… (deleted)".
-        let exe = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-        exe.as_os_str().to_string_lossy().starts_with(GUARDIAN)
-            && contains(&proc_file(pid, "environ"), self.state().as_os_str().as_encoded_bytes())
-    }
-
-    /// Every process of `guardian` with this state directory: the instance, clients, children behind a gate.
-    pub fn guardians(&self) -> Vec<u32> {
-        pids().into_iter().filter(|&p| is_alive(p) && self.is_guardian(p)).collect()
-    }
-
     /// The pid of the instance that runs or ran last.
     pub fn written_instance(&self) -> Option<u32> {
         std::fs::read_to_string(self.state().join("instance.lock")).ok()?.trim().parse().ok()
@@ -313,23 +344,6 @@ impl World {
         eventually("the instance is gone", || (!is_alive(pid)).then_some(()));
     }
 
-    /// Nothing is left of any run: no process of a workload, no child behind a gate, no cgroup.
-    #[track_caller]
-    pub fn assert_nothing_left(&self) {
-        let left = self.workload();
-        assert!(left.is_empty(), "left behind:\n{}", left.iter().map(|&p| describe(p)).collect::<Vec<_>>().join("\n"));
-        for run in self.runs() {
-            let cgroups = cgroups_named(&run.run_id);
-            assert!(cgroups.is_empty(), "cgroups left behind: {cgroups:?}");
-            if let Some(cgroup) = run.cgroup {
-                assert!(!cgroup.path.exists(), "{} is left behind", cgroup.path.display());
-            }
-        }
-        let instance = self.instance();
-        let strays: Vec<u32> = self.guardians().into_iter().filter(|&p| Some(p) != instance).collect();
-        assert!(strays.is_empty(), "left behind: {:?}", strays.iter().map(|&p| describe(p)).collect::<Vec<_>>());
-    }
-
     /// The run was ended by this limit or kill, and its receipt proves it.
     #[track_caller]
     pub fn assert_killed(&self, run: &Run, code: &str) {
@@ -337,66 +351,4 @@ impl World {
         assert_eq!(outcome, Some(("killed", Some(code))), "{run:?}");
         assert_eq!(run.receipt().survivors, 0, "{run:?}");
     }
-}
-
-fn contains(bytes: &[u8], part: &[u8]) -> bool {
-    bytes.windows(part.len()).any(|w| w == part)
-}
-
-impl Drop for World {
-    fn drop(&mut self) {
-        // First the instance, by SIGTERM and then for sure; then whatever a failed test left.
-        for how in [Signal::TERM, Signal::KILL] {
-            self.guardians().into_iter().for_each(|pid| signal(pid, how));
-            let deadline = Instant::now() + Duration::from_secs(5);
-            while !self.guardians().is_empty() && Instant::now() < deadline {
-                std::thread::sleep(Duration::from_millis(10));
-            }
-        }
-        let left = self.workload();
-        for _ in 0..50 {
-            for pid in self.workload() {
-                if let Some(frozen) = frozen_cgroup(pid) {
-                    let _ = std::fs::write(frozen.join("cgroup.freeze"), "0");
-                }
-                signal(pid, Signal::KILL);
-            }
-            if self.workload().is_empty() {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        // The instance's own subtree, which stays for the next instance of this state directory.
-        let key = std::fs::read_to_string(self.state().join("instance-key")).unwrap_or_default();
-        if key.len() == 8 {
-            // A process that has just ended keeps its cgroup busy for a moment.
-            for _ in 0..100 {
-                cgroups_named(&key).iter().for_each(|cgroup| remove_below(cgroup));
-                if cgroups_named(&key).is_empty() {
-                    break;
-                }
-                std::thread::sleep(Duration::from_millis(10));
-            }
-        }
-        if !left.is_empty() && !std::thread::panicking() {
-            panic!("the test ended and {} processes of its workload were left", left.len());
-        }
-    }
-}
-
-/// The cgroup of a process, to thaw it before it is killed.
-fn frozen_cgroup(pid: u32) -> Option<PathBuf> {
-    let cgroup = String::from_utf8_lossy(&proc_file(pid, "cgroup")).into_owned();
-    let path = cgroup.lines().find_map(|l| l.strip_prefix("0::/").map(str::to_owned))?;
-    (!path.is_empty()).then(|| cgroup2_mount().map(|m| m.join(path)))?
-}
-
-/// Removes a cgroup and those below it, as far as they are empty.
-fn remove_below(cgroup: &Path) {
-    for entry in std::fs::read_dir(cgroup).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|t| t.is_dir()) {
-            remove_below(&entry.path());
-        }
-    }
-    let _ = std::fs::remove_dir(cgroup);
 }

@@ -3,6 +3,7 @@
 Each writes `ready N` to the file `ready` in its working directory, once N processes are there, itself included.
 """
 
+import ctypes
 import os
 import resource
 import signal
@@ -36,15 +37,29 @@ def fork(child):
     return pid
 
 
+def daemonize(daemon):
+    """Fork, setsid, fork: `daemon` is run by a process that nothing ties to this one."""
+
+    def middle():
+        os.setsid()
+        fork(daemon)
+
+    os.waitpid(fork(middle), 0)
+
+
 def sleep():
     while True:
         time.sleep(1000)
 
 
-def wait_for(path, seconds=60):
+def wait_until(condition, seconds=60):
     deadline = time.monotonic() + seconds
-    while not os.path.exists(path) and time.monotonic() < deadline:
+    while not condition() and time.monotonic() < deadline:
         time.sleep(0.002)
+
+
+def wait_for(path):
+    wait_until(lambda: os.path.exists(path))
 
 
 def ignore_sigterm():
@@ -69,37 +84,75 @@ def stubborn(number):
 def daemons(number):
     """Daemons as they are made by the book: fork, setsid, fork, descriptors closed. The middle processes exit."""
     ignore_sigterm()
+
+    def daemon(i):
+        null = os.open(os.devnull, os.O_RDWR)
+        for fd in range(3):
+            os.dup2(null, fd)
+        open(f"daemon.{i}", "w").close()
+        sleep()
+
     for i in range(number):
-
-        def middle(i=i):
-            os.setsid()
-
-            def daemon():
-                null = os.open(os.devnull, os.O_RDWR)
-                for fd in range(3):
-                    os.dup2(null, fd)
-                open(f"daemon.{i}", "w").close()
-                sleep()
-
-            fork(daemon)
-
-        os.waitpid(fork(middle), 0)
+        daemonize(lambda i=i: daemon(i))
     for i in range(number):
         wait_for(f"daemon.{i}")
     ready(number + 1)
     sleep()
 
 
+def processes():
+    """Every process, as (pid, parent, uid)."""
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/stat") as stat:
+                    parent = int(stat.read().rpartition(")")[2].split()[1])
+                yield int(name), parent, os.stat(f"/proc/{name}").st_uid
+            except OSError:
+                pass  # It has ended.
+
+
+def below(root):
+    """The pids of everything below a process."""
+    children = {}
+    for pid, parent, _ in processes():
+        children.setdefault(parent, []).append(pid)
+    found, rest = set(), [root]
+    while rest:
+        for child in children.get(rest.pop(), []):
+            if child not in found:
+                found.add(child)
+                rest.append(child)
+    return found
+
+
+def tasks_of(uid):
+    """How many tasks a uid has: what RLIMIT_NPROC counts."""
+    count = 0
+    for pid, _, owner in processes():
+        if owner == uid:
+            try:
+                count += len(os.listdir(f"/proc/{pid}/task"))
+            except OSError:
+                pass  # It has ended.
+    return count
+
+
 def bomb(number):
-    """A fork bomb held to `number` tasks by RLIMIT_NPROC of a uid that nothing else has. Every process of it forks
-    whenever it may, so that one that is killed alone is replaced; all ignore SIGTERM.
+    """A fork bomb held to `number` tasks by RLIMIT_NPROC of a uid that nothing else has; or, where this is an ordinary
+    user already, `number` besides what else that has. Every process of it forks whenever it may, so that one that is
+    killed alone is replaced; all ignore SIGTERM.
 
     It waits a little after each refusal: what is tested is the kill, not the host's scheduler."""
     ignore_sigterm()
-    uid = 1_000_000 + os.getpid()
-    os.setgid(uid)
-    resource.setrlimit(resource.RLIMIT_NPROC, (number, number))
-    os.setuid(uid)
+    if os.getuid() == 0:
+        uid = 1_000_000 + os.getpid()
+        os.setgid(uid)
+        resource.setrlimit(resource.RLIMIT_NPROC, (number, number))
+        os.setuid(uid)
+    else:
+        most = tasks_of(os.getuid()) - 1 + number
+        resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
     first = os.getpid()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
@@ -128,11 +181,11 @@ def stopped(_number):
 
 
 def own_cgroup():
-    """The directory of this process's cgroup, wherever cgroup2 is mounted."""
+    """The directory of this process's cgroup, wherever cgroup2 is mounted; nothing where it is not."""
     with open("/proc/self/mountinfo") as mounts:
-        mount = next(line.split()[4] for line in mounts if " - cgroup2 " in line)
+        mount = next((line.split()[4] for line in mounts if " - cgroup2 " in line), "")
     with open("/proc/self/cgroup") as cgroups:
-        path = next(line[3:].rstrip("\n") for line in cgroups if line.startswith("0::"))
+        path = next((line[3:].rstrip("\n") for line in cgroups if line.startswith("0::")), "")
     return mount + path
 
 
@@ -166,23 +219,112 @@ def frozen(_number):
     sub = in_sub_cgroup()
     with open(os.path.join(sub, "cgroup.freeze"), "w") as freeze:
         freeze.write("1")
-    deadline = time.monotonic() + 60
-    while "frozen 1" not in open(os.path.join(sub, "cgroup.events")).read() and time.monotonic() < deadline:
-        time.sleep(0.002)
+    wait_until(lambda: "frozen 1" in open(os.path.join(sub, "cgroup.events")).read())
     ready(2)
     sleep()
+
+
+def forget_all(sign):
+    """Becomes a process that nothing shows to be of this run but who its parents are: another program with an empty
+    environment, in another directory. Its arguments are for the test alone, which has to know its own."""
+    mark = os.getcwd()
+    with open(sign + ".new", "w") as file:
+        file.write(str(os.getpid()))
+    os.rename(sign + ".new", sign)
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in range(3):
+        os.dup2(null, fd)
+    os.chdir("/")
+    os.execve("/bin/sleep", [f"sleep.{mark}", "1000"], {})
+
+
+def emptied(number):
+    """`number` daemons that have emptied their environment and execute another program; all ignore SIGTERM."""
+    ignore_sigterm()
+    for i in range(number):
+        daemonize(lambda i=i: forget_all(f"daemon.{i}"))
+    for i in range(number):
+        wait_for(f"daemon.{i}")
+        with open(f"daemon.{i}") as file:
+            comm = f"/proc/{file.read()}/comm"
+        wait_until(lambda comm=comm: open(comm).read() == "sleep\n")
+    ready(number + 1)
+    sleep()
+
+
+def subreaper(number):
+    """A child that is a subreaper itself, to which `number` daemons come; all ignore SIGTERM."""
+    ignore_sigterm()
+
+    def child():
+        if ctypes.CDLL(None, use_errno=True).prctl(36, 1, 0, 0, 0) != 0:  # PR_SET_CHILD_SUBREAPER
+            raise OSError(ctypes.get_errno(), "prctl")
+        for i in range(number):
+            daemonize(lambda i=i: (open(f"daemon.{i}", "w").close(), sleep()))
+        sleep()
+
+    fork(child)
+    for i in range(number):
+        wait_for(f"daemon.{i}")
+    ready(number + 2)
+    sleep()
+
+
+def stops_shim(_number):
+    """Stops the shim, which is its parent, again and again; ignores SIGTERM."""
+    ignore_sigterm()
+    shim = os.getppid()
+    os.kill(shim, signal.SIGSTOP)
+    ready(1)
+    while True:
+        os.kill(shim, signal.SIGSTOP)
+        time.sleep(0.001)
+
+
+def kills_shim(number):
+    """Kills the shim, which is its parent, and goes on; with `number` processes besides this one. All ignore SIGTERM."""
+    ignore_sigterm()
+    for _ in range(number):
+        fork(sleep)
+    ready(number + 1)
+    os.kill(os.getppid(), signal.SIGKILL)
+    sleep()
+
+
+def kills_shim_and_forks(number):
+    """Kills the shim, and only then makes daemons that have nothing of this run in them, until it is killed."""
+    ignore_sigterm()
+    ready(1)
+    os.kill(os.getppid(), signal.SIGKILL)
+    for i in range(number):
+        daemonize(lambda i=i: forget_all(f"daemon.{i}"))
+    sleep()
+
+
+def kills_shim_and_bombs(number):
+    """Kills the shim, and then is a fork bomb."""
+    ready(1)
+    os.kill(os.getppid(), signal.SIGKILL)
+    bomb(number)
+
+
+def members():
+    """The processes of this run: those of its cgroup, or those below its shim."""
+    if os.environ["GUARDIAN_RUN_ID"] in own_cgroup():
+        with open(os.path.join(own_cgroup(), "cgroup.procs")) as file:
+            return set(map(int, file.read().split()))
+    return below(os.getppid())
 
 
 def service(sign, command):
     """Runs a command that leaves a daemon behind, which makes the file `sign` when it is up, and stays beside it."""
     subprocess.run(command, stdin=subprocess.DEVNULL, check=True)
     wait_for(sign)
-    procs, counts = os.path.join(own_cgroup(), "cgroup.procs"), []
+    counts = []
     # A shell that starts up forks for a while: the number counts once it has stood still.
     while len(counts) < 10 or len(set(counts[-10:])) > 1:
         time.sleep(0.02)
-        with open(procs) as file:
-            counts.append(len(file.read().split()))
+        counts.append(len(members()))
     ready(counts[-1])
     sleep()
 
