@@ -137,10 +137,11 @@ impl Shims {
             let name = entry.map_err(failed)?.file_name();
             let Some(run) = name.to_str().and_then(|name| name.parse::<RunId>().ok()) else { continue };
             match Record::open(&self.directory.join(&name)) {
-                Ok(record) if self.is_of_another_boot(run, &record) => record.remove()?,
-                Ok(_) => runs.push(run),
+                // One that cannot be removed is met again.
+                Ok(record) if self.is_of_another_boot(run, &record) => drop(record.remove()),
                 Err(e) if e.is_gone() => {}
-                Err(e) => return Err(e),
+                // What is no record is found out, and told, when it is opened as one.
+                Ok(_) | Err(_) => runs.push(run),
             }
         }
         runs.sort();
@@ -200,6 +201,25 @@ mod tests {
         assert!(matches!(later.reopen(RUN), Err(KernelError::NotOurs { .. })));
         assert_eq!(later.list().unwrap(), []);
         assert!(ours.reopen(RUN).unwrap_err().is_gone(), "the record of the earlier boot is still there");
+    }
+
+    #[test]
+    fn what_is_no_record_is_listed_and_not_taken_for_one() {
+        let tmp = tempfile::tempdir().unwrap();
+        let path = |n: u8| tmp.path().join(RunId::from_bytes([n; 6]).to_string());
+        fs::write(path(1), "junk").unwrap();
+        fs::create_dir(path(2)).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", path(3)).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, path(4), rustix::fs::Mode::RWXU).unwrap();
+        fs::write(tmp.path().join("README"), "").unwrap();
+        let shims = shims(tmp.path(), "u0-1", "boot");
+        let listed = shims.list().unwrap();
+        assert_eq!(listed.len(), 4);
+        for run in listed {
+            let error = shims.reopen(run).unwrap_err();
+            assert!(!error.is_gone(), "{run}: {error}");
+        }
+        assert_eq!(shims.run_around(std::process::id()).unwrap(), None);
     }
 
     #[test]
