@@ -23,21 +23,26 @@ impl FilePages {
     pub fn drop_pages(self) {
         for (start, length) in self.0 {
             // SAFETY: the range is a mapping of this process, by its own list, that is private, of a file, not writable,
-            // and without a page of its own: every page is the file's, and a dropped one is read from the page cache when
-            // next touched. (Relocated data is read-only too, but has pages of its own; it is left out by that.) Nothing
-            // here unmaps a library or makes it writable, so what was found holds for as long as the process lives.
+            // and never was: every page is the file's, and a dropped one is read from the page cache when next touched.
+            // (Relocated data is read-only too, but was writable.) Nothing here unmaps a library or makes it writable, so
+            // what was found holds for as long as the process lives.
             let _ = unsafe { madvise(start as *mut c_void, length, Advice::LinuxDontNeed) };
         }
     }
 }
 
 /// Start and length of each mapping of `/proc/PID/smaps` that is read-only, of a file, and the same as the file.
+///
+/// That none of its pages is anonymous proves nothing: for a moment a page is not there while the kernel migrates it, or
+/// for longer while it is swapped out, and a dropped one would come back as it is in the file, without its relocations.
+/// But a private mapping that is or was writable is accounted for, which the flag `ac` shows from then on.
 fn unchanged(smaps: &str) -> Vec<(usize, usize)> {
     let mut found = Vec::new();
     let mut mapping = None;
     for line in smaps.lines() {
-        if let Some(anonymous) = line.strip_prefix("Anonymous:") {
-            found.extend(mapping.take().filter(|_| anonymous.trim() == "0 kB"));
+        if let Some(flags) = line.strip_prefix("VmFlags:") {
+            let changeable = flags.split_ascii_whitespace().any(|flag| flag == "ac" || flag == "wr");
+            found.extend(mapping.take().filter(|_| !changeable));
         } else if let Some(header) = header(line) {
             mapping = header;
         }
@@ -63,18 +68,20 @@ mod tests {
     #[test]
     fn only_what_is_the_same_as_its_file_is_dropped() {
         let mapping =
-            |header: &str, anonymous: u32| format!("{header}\nRss: 8 kB\nAnonymous: {anonymous} kB\nLocked: 0 kB\n");
+            |header: &str, flags: &str| format!("{header}\nRss: 8 kB\nAnonymous: 0 kB\nVmFlags: rd mr mw me {flags}\n");
         let smaps = [
-            mapping("1000-3000 r-xp 00000000 fe:00 123    /usr/bin/x y", 0),
-            mapping("3000-4000 r--p 00000000 fe:00 123 /usr/bin/x", 0),
-            mapping("4000-5000 r--p 00000000 fe:00 123 /usr/bin/x", 4),
-            mapping("5000-6000 rw-p 00000000 fe:00 123 /usr/bin/x", 0),
-            mapping("6000-7000 r-xp 00000000 00:00 0 [vdso]", 0),
-            mapping("7000-8000 r--s 00000000 fe:00 9 /var/db-shm", 0),
-            mapping("8000-9000 r--p 00000000 00:00 0", 0),
+            mapping("1000-3000 r-xp 00000000 fe:00 123    /usr/bin/x y", "ex "),
+            mapping("3000-4000 r--p 00000000 fe:00 123 /usr/bin/x", ""),
+            // Relocated data, at a moment when its pages are somewhere else.
+            mapping("4000-5000 r--p 00000000 fe:00 123 /usr/bin/x", "ac "),
+            mapping("5000-6000 rw-p 00000000 fe:00 123 /usr/bin/x", "wr ac "),
+            mapping("6000-7000 r-xp 00000000 00:00 0 [vdso]", "de "),
+            mapping("7000-8000 r--s 00000000 fe:00 9 /var/db-shm", ""),
+            mapping("8000-9000 r--p 00000000 00:00 0", ""),
         ];
         assert_eq!(unchanged(&smaps.concat()), [(0x1000, 0x2000), (0x3000, 0x1000)]);
-        assert_eq!(unchanged("nonsense\nAnonymous: 0 kB\n"), []);
+        assert_eq!(unchanged("nonsense\nVmFlags: rd\n"), []);
+        assert_eq!(unchanged("1000-3000 r-xp 00000000 fe:00 123 /usr/bin/x\nAnonymous: 0 kB\n"), [], "not known");
         FilePages::find().drop_pages();
         assert!(!unchanged(&std::fs::read_to_string("/proc/self/smaps").unwrap()).is_empty(), "and it still runs");
     }
