@@ -19,7 +19,6 @@ use tokio::sync::{oneshot, watch};
 use crate::bus::{self, About, Services, Signal};
 use crate::config::{self, Config};
 use crate::engine::{Engine, Event, Settings};
-use crate::kernel::footprint::FilePages;
 use crate::kernel::{Kernel as _, Notice};
 use crate::model::{Actor, Answer, AuditEvent, AuditRow, Containment, Error, EventKind, Health, Mono, Now, RunId};
 use crate::store::{self, Batch, Store};
@@ -65,7 +64,6 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     if !options.foreground {
         state_dir::redirect_stderr(&state_dir)?;
     }
-    FilePages::find().drop_pages();
     instance.serve();
     instance.stop();
     Ok(())

@@ -1,4 +1,4 @@
-//! Our own resident memory, of an instance or a shim: what only its start needed is given back.
+//! The resident memory of a shim, which has one thread: what only its start needed is given back.
 //!
 //! Starting touches most of the executable and its libraries (the kernel maps 16 pages around each one that is touched),
 //! and little of it is needed again by one that waits. Dropped, it stays in the page cache and comes back page by
