@@ -111,6 +111,12 @@ fn a_signal_to_the_client_ends_the_run_gracefully(how: Signal) {
     let world = World::new();
     let client = start(&mut world.run_command(&["--grace", "5s"], &NOTES_SIGTERM));
     eventually("the workload is up", || world.path("up").exists().then_some(()));
+    // A shell that was forked just now has its parent's trap, and SIGTERM would be lost on it.
+    let sleeps =
+        |pid: &u32| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == "sleep");
+    eventually("its children are executed", || {
+        (world.workload().iter().filter(|p| sleeps(p)).count() == 2).then_some(())
+    });
     signal(client.pid(), how);
     client.wait().exits(137);
     world.assert_nothing_left();
