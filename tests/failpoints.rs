@@ -31,6 +31,19 @@ fn instance_with(world: &World, failpoints: &str) -> u32 {
     world.running_instance()
 }
 
+/// A run can stop the shim of another before that has begun.
+#[test]
+fn a_shim_that_does_not_begin_holds_up_the_engine_for_two_seconds_at_most() {
+    needs_place!(Place::User);
+    let world = World::new_in(Place::User);
+    instance_with(&world, "shim.begun=sleep(60000)");
+    let refused = world.run(&["--detach"], &["touch", "executed"]);
+    assert!(refused.exits(125).stderr.contains("it is not ready after 2 s"), "{refused:?}");
+    assert!(!world.path("executed").exists());
+    world.finished();
+    world.assert_nothing_left();
+}
+
 fn launch(world: &World, how: How) -> Started {
     let options: &[&str] = match how {
         How::Detached => &["--detach", "--max-runtime", "2s", "--grace", "500ms"],

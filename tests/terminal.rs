@@ -220,6 +220,21 @@ fn a_run_can_be_stopped_with_ctrl_z_and_continued() {
     world.assert_nothing_left();
 }
 
+/// As timeout(1) does. Without a parent in its session it would be an orphaned process group, to which the terminal gives
+/// an error.
+#[test]
+fn a_command_below_a_shim_may_make_a_process_group_of_its_own() {
+    needs_cgroup!();
+    needs_program!("tmux");
+    let world = World::new_in(common::Place::Subtree);
+    let terminal = Terminal::new(&world);
+    terminal.types_line("$G --backend subtree run -- timeout 1 cat");
+    terminal.is_at_the_prompt();
+    assert_eq!(terminal.state("after").1, "124");
+    drop(terminal);
+    world.assert_nothing_left();
+}
+
 #[test]
 fn ctrl_c_ends_a_run_and_gives_the_terminal_back() {
     needs_cgroup!();

@@ -363,6 +363,11 @@ impl RunObject {
     }
 
     #[zbus(property(emits_changed_signal = "false"))]
+    async fn kill_proved(&self) -> Result<bool, Refusal> {
+        self.receipt(|r| r.proved).await
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
     async fn kill_survivors(&self) -> Result<u32, Refusal> {
         self.receipt(|r| r.survivors).await
     }

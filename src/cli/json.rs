@@ -122,6 +122,7 @@ pub fn receipt(r: &Receipt) -> Value {
         "terminated": r.terminated,
         "killed": r.killed,
         "survivors": r.survivors,
+        "proved": r.proved,
         "processes": processes(&r.processes),
         "processes_total": r.processes_total,
     }));

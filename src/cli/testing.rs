@@ -60,6 +60,7 @@ pub fn killed() -> RunView {
         terminated: 2,
         killed: 0,
         survivors: 0,
+        proved: true,
         containment: Containment::Cgroupfs,
         processes: vec![],
         processes_total: 2,

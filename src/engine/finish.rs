@@ -61,6 +61,10 @@ impl Run {
             }
             // Its child exits as soon as it sees that the gate stays closed, mostly before a signal is sent.
             (Some(kill), _) if self.kept_closed => Some(Outcome::Killed { reason: kill.answer.reason.clone() }),
+            // With its shim a run in a PID namespace is ended by the kernel.
+            (Some(kill), Main::Exited { status: Some(ExitStatus::Signaled(9)), .. }) if self.scattered => {
+                Some(Outcome::Killed { reason: kill.answer.reason.clone() })
+            }
             // What exited before anything was done to it ended by itself, whatever came over the rest of the run.
             (_, Main::Exited { by_itself: true, .. }) => natural,
             (Some(kill), _) if kill.acted() => Some(Outcome::Killed { reason: kill.answer.reason.clone() }),
@@ -129,7 +133,7 @@ impl Engine {
             return self.deadlines.set(id, Due::Status, next);
         }
         let kill = kill.take();
-        let receipt = kill.map(|k| k.receipt(run.spec.containment, now));
+        let receipt = kill.map(|k| k.receipt(run.spec.containment, !run.scattered, now));
         self.close_as(id, Outcome::Lost { why: why.to_owned() }, receipt, Vec::new(), now);
     }
 
@@ -157,7 +161,7 @@ impl Engine {
         let (kill, since) = (kill.take(), *since);
         match run.outcome(kill.as_ref()) {
             Some(outcome) => {
-                let receipt = kill.map(|k| k.receipt(run.spec.containment, now));
+                let receipt = kill.map(|k| k.receipt(run.spec.containment, !run.scattered, now));
                 self.close_as(id, outcome, receipt, Vec::new(), now);
             }
             None => run.state = State::Emptied(kill, since),

@@ -205,7 +205,7 @@ impl Kill {
     }
 
     /// The proof, written when the kernel says that the cgroup is empty.
-    pub fn receipt(mut self, containment: Containment, now: Now) -> Receipt {
+    pub fn receipt(mut self, containment: Containment, proved: bool, now: Now) -> Receipt {
         self.did(StepKind::Emptied, 0, now);
         Receipt {
             run: self.answer.run,
@@ -219,6 +219,7 @@ impl Kill {
             killed: self.killed,
             survivors: 0,
             containment,
+            proved,
             processes: self.evidence.processes,
             processes_total: self.evidence.total,
         }

@@ -150,11 +150,19 @@ pub fn io(pid: u32) -> Result<Io, KernelError> {
     parse_io(&text).ok_or_else(|| KernelError::malformed(path, &text))
 }
 
-/// True if this `KEY=VALUE`, whole, is in the environment that the process executed its program with. False where there
-/// is none to be seen: another user's, or a process that emptied it.
-pub fn has_variable(pid: u32, variable: &[u8]) -> bool {
-    read_bytes(&format!("/proc/{pid}/environ"))
-        .is_ok_and(|environ| environ.split(|b| *b == 0).any(|v| v == variable && !v.is_empty()))
+/// The value of a variable in the environment that the process executed its program with; the first, if there are more.
+/// None where there is none to be seen: another user's, or a process that emptied it.
+pub fn variable(pid: u32, name: &str) -> Option<Vec<u8>> {
+    let environ = read_bytes(&format!("/proc/{pid}/environ")).ok()?;
+    let value = |entry: &[u8]| Some(entry.strip_prefix(name.as_bytes())?.strip_prefix(b"=")?.to_vec());
+    environ.split(|b| *b == 0).find_map(value)
+}
+
+/// The inode of our PID namespace, which pids belong to.
+pub fn pid_namespace() -> Result<u64, KernelError> {
+    const FILE: &str = "/proc/self/ns/pid";
+    let of_pids = rustix::fs::stat(FILE).map_err(|e| KernelError::from_errno("look at", FILE, e))?;
+    Ok(of_pids.st_ino)
 }
 
 /// The cgroup2 cgroup of a process, as its cgroup namespace root sees it.
@@ -321,14 +329,15 @@ mod tests {
         while stat(child.id()).unwrap().comm != "sleep" {
             std::thread::yield_now();
         }
-        assert!(has_variable(child.id(), b"A=bc"));
-        assert!(
-            !has_variable(child.id(), b"A=b") && !has_variable(child.id(), b"A=bcd") && !has_variable(child.id(), b"")
+        assert_eq!(variable(child.id(), "A").as_deref(), Some(&b"bc"[..]));
+        assert_eq!(
+            (variable(child.id(), "AB"), variable(child.id(), ""), variable(child.id(), "A=b")),
+            (None, None, None)
         );
         assert!(io(child.id()).unwrap().characters > 0);
         child.kill().unwrap();
         child.wait().unwrap();
-        assert!(!has_variable(child.id(), b"A=bc"));
+        assert_eq!(variable(child.id(), "A"), None);
         assert!(io(child.id()).unwrap_err().is_gone());
     }
 

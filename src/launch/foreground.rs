@@ -1,7 +1,6 @@
 //! The command of a foreground run, behind its gate: in the cgroup that was reserved for it, or below a shim.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -54,7 +53,7 @@ impl Child {
                     data_bytes: reserved.data_max_bytes,
                     tasks: reserved.tasks_max,
                 };
-                let options = Options { run, executable: Path::new("/proc/self/exe"), record: record.as_fd(), limits };
+                let options = Options { run, record: record.as_fd(), limits };
                 let started = subtree::foreground(&request.argv, env, &options).map_err(failed)?;
                 Ok(Self { gated: started.gated, record: Some(record) })
             }

@@ -37,8 +37,8 @@ pub fn reap(mut ended: impl FnMut(u32, ExitStatus)) -> bool {
 /// with. Whatever is left when the run is over has left its cgroup, as root or a process of the same user can. Those that
 /// the kernel does not show (another user's, or built without CONFIG_PROC_CHILDREN) are not among them. Gives pid and name.
 pub fn marked(run: RunId) -> Vec<(u32, String)> {
-    let mark = format!("GUARDIAN_RUN_ID={run}");
-    let is_marked = |pid: &u32| process::has_variable(*pid, mark.as_bytes());
+    let mark = run.to_string();
+    let is_marked = |pid: &u32| process::variable(*pid, "GUARDIAN_RUN_ID").is_some_and(|v| v == mark.as_bytes());
     let children = std::fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
     let marked = children.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).filter(is_marked);
     marked.filter_map(|pid| Some((pid, process::stat(pid).ok()?.comm))).collect()

@@ -251,6 +251,9 @@ pub struct Receipt {
     /// What contained the run.
     #[serde(default)]
     pub containment: Containment,
+    /// The kernel has said that nothing is left. Not so where a shim was killed: then nothing more was found.
+    #[serde(default = "proved")]
+    pub proved: bool,
     /// Processes left in the run. A receipt is written when the kernel says that it is empty, so this is 0;
     /// for a run whose cgroup was lost it says what was last known.
     pub survivors: u32,
@@ -258,6 +261,11 @@ pub struct Receipt {
     pub processes: Vec<ProcessSeen>,
     /// How many there were in all at that moment.
     pub processes_total: u32,
+}
+
+/// Receipts of before this was asked are of cgroups.
+fn proved() -> bool {
+    true
 }
 
 impl fmt::Display for Receipt {
@@ -276,7 +284,13 @@ impl fmt::Display for Receipt {
             false => write!(f, "no {kill} needed, ")?,
         }
         let survivors = if self.survivors == 1 { "survivor" } else { "survivors" };
-        write!(f, "{} {survivors}, {}", self.survivors, human_duration(Duration::from_micros(self.duration_usec)))
+        let proof = if self.proved { "" } else { " found" };
+        write!(
+            f,
+            "{} {survivors}{proof}, {}",
+            self.survivors,
+            human_duration(Duration::from_micros(self.duration_usec))
+        )
     }
 }
 

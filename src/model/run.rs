@@ -38,6 +38,9 @@ pub enum ContainerId {
         shim: Option<ProcessId>,
         /// The file in which it keeps how the main process ended.
         record: PathBuf,
+        /// Who gets the orphans of the run, and no others, once its shim was killed.
+        #[serde(default)]
+        foster_parent: Option<ProcessId>,
     },
 }
 

@@ -113,6 +113,7 @@ pub(super) fn receipt(n: u32) -> Receipt {
         terminated: 3,
         killed: 1,
         survivors: 0,
+        proved: true,
         containment: Containment::Cgroupfs,
         processes: vec![],
         processes_total: 3,

@@ -10,3 +10,4 @@ mod crashes;
 mod isolated;
 mod places;
 mod runs;
+mod scattered;

@@ -231,6 +231,7 @@ pub fn finished(n: u64, uid: u32) -> RunView {
             terminated: 2,
             killed: 0,
             survivors: 0,
+            proved: true,
             containment: Containment::Cgroupfs,
             processes: vec![seen(7), seen(8)],
             processes_total: 2,

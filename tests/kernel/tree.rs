@@ -130,9 +130,10 @@ impl Drop for Contained {
 }
 
 fn marked(run: RunId) -> Vec<ProcessId> {
-    let mark = format!("GUARDIAN_RUN_ID={run}");
+    let mark = run.to_string().into_bytes();
     let table = Table::read().unwrap();
-    table.entries().iter().filter(|e| process::has_variable(e.pid, mark.as_bytes())).map(Entry::id).collect()
+    let is_marked = |e: &&Entry| process::variable(e.pid, "GUARDIAN_RUN_ID").as_ref() == Some(&mark);
+    table.entries().iter().filter(is_marked).map(Entry::id).collect()
 }
 
 fn end(processes: &[ProcessId]) {
@@ -366,25 +367,24 @@ fn what_a_killed_root_leaves_is_found_by_record_mark_foster_parent_and_descent()
     let (root, main, between) = (stat("root"), stat("main").id(), stat("between").id());
     let (fostered, shell, strangers) = (stat("fostered").pid, root.ppid, STRANGERS.map(|name| stat(name).pid));
     let recorded = BTreeMap::from([(stat("recorded").pid, stat("recorded").start_ticks), (fostered, 1)]);
-    let (by_foster, known_children) = ([foster.id()], [shell]);
-    let lost = |foster_parents| Lost {
+    let spared = [shell];
+    let lost = |foster_parent| Lost {
         run: "run_0123456789ab".parse().unwrap(),
         root_start_ticks: root.start_ticks,
         recorded: &recorded,
-        foster_parents,
-        known_children: &known_children,
-        spared: &[],
+        foster_parent,
+        spared: &spared,
         excluded: &[],
     };
     let of = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<BTreeSet<String>>();
     end(&[root.id()]);
     until("the main process is an orphan", || process::stat(main.pid).unwrap().ppid == foster.root.id());
     // The main process carries the mark, and the others are below it.
-    assert_eq!(names(&lost(&[])), of(&["sh", "marked", "recorded", "fostered", "descended"]));
+    assert_eq!(names(&lost(None)), of(&["sh", "marked", "recorded", "fostered", "descended"]));
     end(&[main]);
     until("all are orphans", || process::stat(fostered).unwrap().ppid == foster.root.id());
-    assert_eq!(names(&lost(&[])), of(&["marked", "recorded"]));
-    let lost = lost(&by_foster);
+    assert_eq!(names(&lost(None)), of(&["marked", "recorded"]));
+    let lost = lost(Some(foster.id()));
     assert_eq!(names(&lost), of(&["sh", "marked", "recorded", "fostered", "descended"]));
 
     assert!(lost.populated().unwrap());
@@ -411,15 +411,14 @@ fn a_lost_run_that_ignores_sigterm_is_killed() {
     fs::rename(foster.path("bomb.py"), foster.path("bomb")).unwrap();
     until("ready", || foster.path("ready").exists());
     let root = process::stat(foster.number("root.pid")).unwrap();
-    let (recorded, foster_parents, known_children) = (BTreeMap::new(), [foster.id()], [root.ppid]);
+    let (recorded, spared) = (BTreeMap::new(), [root.ppid]);
     end(&[root.id()]);
     let lost = Lost {
         run: "run_ba9876543210".parse().unwrap(),
         root_start_ticks: root.start_ticks,
         recorded: &recorded,
-        foster_parents: &foster_parents,
-        known_children: &known_children,
-        spared: &[],
+        foster_parent: Some(foster.id()),
+        spared: &spared,
         excluded: &[],
     };
     let terminated = lost.terminate().unwrap();

@@ -99,6 +99,7 @@ impl RunDict {
             terminated: self.kill_terminated.unwrap_or_default(),
             killed: self.kill_killed.unwrap_or_default(),
             containment: containment_from(&self.containment)?,
+            proved: self.kill_proved.unwrap_or_default(),
             survivors: self.kill_survivors.unwrap_or_default(),
             processes: processes_from(self.kill_processes.take().unwrap_or_default()),
             processes_total: self.kill_processes_total.unwrap_or_default(),
@@ -124,7 +125,8 @@ impl TryFrom<RunDict> for RunView {
             });
         let shim = process(d.shim_process);
         let subtree = d.shim_record.filter(|p| !p.is_empty()).map(PathBuf::from);
-        let container = cgroup.or_else(|| subtree.map(|record| ContainerId::Subtree { shim, record }));
+        let container =
+            cgroup.or_else(|| subtree.map(|record| ContainerId::Subtree { shim, record, foster_parent: None }));
         Ok(RunView {
             spec: RunSpec {
                 id,

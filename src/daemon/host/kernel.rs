@@ -70,10 +70,10 @@ impl Kernel for Host {
                 self.owner.prove(run, &dir, Some(known.inode))?;
                 self.holding(run, dir)
             }
-            Some(ContainerId::Subtree { shim, .. }) => self.reopen_subtree(run, *shim),
+            Some(ContainerId::Subtree { shim, foster_parent, .. }) => self.reopen_subtree(run, *shim, *foster_parent),
             None => match self.find_cgroup(run)? {
                 Some(dir) => self.holding(run, dir),
-                None => self.reopen_subtree(run, None),
+                None => self.reopen_subtree(run, None, None),
             },
         }
     }
@@ -359,7 +359,12 @@ impl Host {
         }
     }
 
-    fn reopen_subtree(&mut self, run: RunId, shim: Option<ProcessId>) -> Result<HostContainer, KernelError> {
+    fn reopen_subtree(
+        &mut self,
+        run: RunId,
+        shim: Option<ProcessId>,
+        foster_parent: Option<ProcessId>,
+    ) -> Result<HostContainer, KernelError> {
         let record = match self.shims.reopen(run) {
             // The shim can tell no more how its command ends, but it still holds the run.
             Err(e) if e.is_gone() && shim.is_some_and(|shim| process::open_known(shim).is_ok()) => {
@@ -367,7 +372,7 @@ impl Host {
             }
             record => record?,
         };
-        let subtree = HostSubtree::reopen(run, record, shim)?;
+        let subtree = HostSubtree::reopen(run, record, shim, foster_parent)?;
         self.live_shims.extend(subtree.shim().map(|shim| (run, shim.pid)));
         Ok(HostContainer::Subtree(subtree))
     }

@@ -58,8 +58,6 @@ pub struct HostOptions {
     pub key: String,
     /// The directory of the shims' records.
     pub shims: PathBuf,
-    /// The executable that has the verb of the shim. This one, but for tests.
-    pub shim_executable: PathBuf,
     /// Kill one by one even where there is `cgroup.kill`: for the tests of what old kernels get.
     pub force_kill_fallback: bool,
     /// Mark runs' directories by extended attributes, where the kernel has them.
@@ -77,7 +75,6 @@ impl HostOptions {
             mount: None,
             key: key.into(),
             shims: state_dir.join("shims"),
-            shim_executable: PathBuf::from("/proc/self/exe"),
             force_kill_fallback: false,
             use_user_xattrs: true,
             move_instance: true,
@@ -162,7 +159,7 @@ impl Host {
         let (poller, waker) = Poller::new()?;
         let (backend, considered) = backend::choose(&options, &owner, &waker)?;
         let mount = options.mount.or_else(|| mount::find().ok());
-        let shims = Shims::new(options.shims, options.shim_executable, owner.clone());
+        let shims = Shims::new(options.shims, owner.clone(), process::pid_namespace()?);
         if let Some(run) = shims.run_around(std::process::id())? {
             // It would be ended with the run, and could never see it end.
             return Err(KernelError::InsideRun { run });
@@ -332,7 +329,7 @@ fn unneeded(limits: &Limits) -> Vec<String> {
 pub fn look(container: &ContainerId, budget: Duration) -> Result<Evidence, KernelError> {
     match container {
         ContainerId::Cgroup(cgroup) => cgroup::look(cgroup, budget),
-        ContainerId::Subtree { shim, record } => subtree::look(*shim, record, budget),
+        ContainerId::Subtree { shim, record, .. } => subtree::look(*shim, record, budget),
     }
 }
 

@@ -28,8 +28,9 @@ pub struct HostSubtree {
     watch: RefCell<Option<Registration>>,
     /// Processes that were seen below the shim, by pid, with their start: what is looked for once it was killed.
     recorded: RefCell<BTreeMap<u32, u64>>,
-    /// The starter's other children. It is a subreaper too and gets the orphans once the shim was killed.
-    others: Vec<u32>,
+    /// The starter, which is a subreaper too and gets the orphans once the shim was killed, if all its children are of its
+    /// runs: what others that it had leave behind comes to it as well.
+    foster_parent: Option<ProcessId>,
     /// The highest CPU time that was read: a sum over processes falls when one ends that nobody waits for.
     cpu_usec: Cell<u64>,
 }
@@ -76,16 +77,21 @@ impl HostSubtree {
             shim: None,
             watch: RefCell::default(),
             recorded: RefCell::default(),
-            others: Vec::new(),
+            foster_parent: None,
             cpu_usec: Cell::default(),
         }
     }
 
     /// A run of an earlier instance. Without a shim on record, none was started.
-    pub(super) fn reopen(run: RunId, record: Record, known: Option<ProcessId>) -> Result<Self, KernelError> {
+    pub(super) fn reopen(
+        run: RunId,
+        record: Record,
+        shim: Option<ProcessId>,
+        foster_parent: Option<ProcessId>,
+    ) -> Result<Self, KernelError> {
         let entries = record.read()?;
-        let mut subtree = Self::new(run, record);
-        if let Some(shim) = known.or(entries.shim) {
+        let mut subtree = Self { foster_parent, ..Self::new(run, record) };
+        if let Some(shim) = shim.or(entries.shim) {
             subtree.hold(shim, &entries)?;
         }
         Ok(subtree)
@@ -121,7 +127,7 @@ impl HostSubtree {
 
     pub(super) fn identity(&self) -> ContainerId {
         let shim = self.shim.as_ref().map(|s| s.id);
-        ContainerId::Subtree { shim, record: self.record.path().to_owned() }
+        ContainerId::Subtree { shim, record: self.record.path().to_owned(), foster_parent: self.foster_parent }
     }
 
     /// Checks that a process is the one that the run's shim has started, and that the shim is a child of `parent`.
@@ -151,9 +157,8 @@ impl HostSubtree {
         let entries = self.record.read()?;
         self.hold(shim, &entries)?;
         // The instance's own other children are shims, which are known.
-        if starter != std::process::id() {
-            self.others = tree::children(starter)?.into_iter().filter(|pid| *pid != shim.pid).collect();
-        }
+        let alone = starter == std::process::id() || tree::children(starter)? == [shim.pid];
+        self.foster_parent = self.starter.filter(|_| alone);
         Ok(())
     }
 
@@ -304,15 +309,13 @@ impl HostSubtree {
         around: &Around<'_>,
         then: impl FnOnce(&Lost<'_>) -> Result<T, KernelError>,
     ) -> Result<T, KernelError> {
-        let fosters: Vec<ProcessId> = self.starter.into_iter().collect();
         let spared: Vec<u32> = around.shims.iter().copied().chain([around.me.pid]).collect();
         let recorded = self.recorded.borrow().clone();
         let lost = Lost {
             run: self.run,
             root_start_ticks: shim.start_ticks,
             recorded: &recorded,
-            foster_parents: &fosters,
-            known_children: &self.others,
+            foster_parent: self.foster_parent,
             spared: &spared,
             excluded: self.shim.as_ref().map_or(&[], |s| s.init.as_slice()),
         };
@@ -327,11 +330,18 @@ impl HostSubtree {
             Some(pidfd) if !process::has_exited(pidfd) => {
                 Where::Below(Tree { root: shim.id, pidfd: pidfd.as_fd(), excluded: &shim.init })
             }
-            // Its last word, written before it exited.
-            _ if self.record.read().is_ok_and(|entries| entries.empty.is_some()) => Where::Nowhere,
+            // Its last word, written before it exited. A record can be written by whoever is of the same user, so a command
+            // that lives on gives it the lie.
+            _ if self.record.read().is_ok_and(|said| said.empty.is_some() && !said.main.is_some_and(is_alive)) => {
+                Where::Nowhere
+            }
             _ => Where::Anywhere(shim.id),
         }
     }
+}
+
+fn is_alive(process: ProcessId) -> bool {
+    process::open_known(process).is_ok_and(|pidfd| !process::has_exited(pidfd))
 }
 
 /// Looks at the processes below a shim.

@@ -6,7 +6,7 @@
 //!                                                fork ──────────────────────────────▶ waits at the gate
 //!   main's pidfd, checked ◀─── ready ─────────── record: shim, main
 //!   gate: one byte ────────────────────────────────────────────────────────────────▶ execve
-//!                                                leaves the session, lets go of all
+//!                                                leaves the group, lets go of all
 //!                                                reaps: record: status               exits
 //!                                                ECHILD: record: empty; exits
 //! ```

@@ -1,7 +1,7 @@
 //! The record of a subtree: a small file that its shim keeps, by which the run is found again and its end is known.
 //!
 //! ```text
-//!  0  mark    KEY RUN BOOT       written by the instance: whose it is
+//!  0  mark    KEY RUN BOOT PIDNS written by the instance: whose it is
 //!  1  shim    PID START          written by the shim, as all that follow
 //!  2  main    PID START          behind its gate
 //!  3  init    PID START          of its PID namespace, if it has one
@@ -22,8 +22,8 @@ use rustix::io::{Errno, pread, pwrite};
 use crate::kernel::KernelError;
 use crate::model::{ExitStatus, ProcessId, RunId};
 
-/// The length of a line. The longest is the mark: 64 bytes of key, a run id and a boot id.
-const LINE: usize = 128;
+/// The length of a line. The longest is the mark: 64 bytes of key, a run id, a boot id and an inode.
+const LINE: usize = 192;
 
 /// The lines, by their place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

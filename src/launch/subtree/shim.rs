@@ -160,7 +160,7 @@ fn note(record: &OwnedFd, line: Line, pid: u32) -> Result<(), String> {
     put(record, line, format!("{pid} {start_ticks}")).map_err(cannot_note)
 }
 
-/// Lets go of everything that the command was to inherit, and of the session: what ends the client's whole process group
+/// Lets go of everything that the command was to inherit, and of the process group: what ends the client's whole group
 /// must not end us. Nothing that fails here would be worth not going on.
 fn let_go(keep: &[Option<i32>]) {
     let null = rustix::fs::open("/dev/null", rustix::fs::OFlags::RDWR, rustix::fs::Mode::empty());
@@ -174,7 +174,9 @@ fn let_go(keep: &[Option<i32>]) {
     keep.sort_unstable();
     close_all_but(&keep);
     let _ = std::env::set_current_dir("/");
-    let _ = rustix::process::setsid();
+    // In a group of its own, but in the session: a command that makes a process group of its own, as timeout(1) does, would
+    // be an orphaned group without a parent there, and its reading from the terminal would fail instead of stopping it.
+    let _ = rustix::process::setpgid(None, None);
 }
 
 impl Shim {

@@ -77,14 +77,15 @@ pub fn notices(limits: &Limits) -> Vec<String> {
 #[derive(Debug)]
 pub struct Shims {
     directory: PathBuf,
-    executable: PathBuf,
     owner: Owner,
+    /// The inode of our PID namespace.
+    namespace: u64,
 }
 
 impl Shims {
-    /// Those with records in this directory.
-    pub fn new(directory: PathBuf, executable: PathBuf, owner: Owner) -> Self {
-        Self { directory, executable, owner }
+    /// Those with records in this directory, of an instance in this PID namespace.
+    pub fn new(directory: PathBuf, owner: Owner, namespace: u64) -> Self {
+        Self { directory, owner, namespace }
     }
 
     /// The directory of the records.
@@ -96,14 +97,14 @@ impl Shims {
     pub fn record(&self, run: RunId) -> Result<Record, KernelError> {
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.directory);
         made.map_err(|source| KernelError::Io { op: "create", what: self.directory.display().to_string(), source })?;
-        Record::create(&self.directory, run, &self.owner.text(run))
+        Record::create(&self.directory, run, &self.mark(run))
     }
 
     /// Opens the record of a run from an earlier instance: `Gone` if there is none, `NotOurs` if it is another's.
     pub fn reopen(&self, run: RunId) -> Result<Record, KernelError> {
         let record = Record::open(&self.directory.join(run.to_string()))?;
         let found = record.read()?.mark.unwrap_or_default();
-        match found == self.owner.text(run) {
+        match found == self.mark(run) {
             true => Ok(record),
             false => Err(KernelError::NotOurs {
                 what: record.path().display().to_string(),
@@ -121,7 +122,7 @@ impl Shims {
         record: &Record,
         limits: ShimLimits,
     ) -> Result<Started, KernelError> {
-        detached(exec, nofile, &Options { run, executable: &self.executable, record: record.as_fd(), limits })
+        detached(exec, nofile, &Options { run, record: record.as_fd(), limits })
     }
 
     /// The runs that have a record. Those of an earlier boot, of which nothing can be left, are removed.
@@ -164,9 +165,16 @@ impl Shims {
         Ok(self.list()?.into_iter().find(is_around))
     }
 
+    /// A pid of another PID namespace, as that of another container with the same state directory, says nothing here: what
+    /// is not seen need not be gone.
+    fn mark(&self, run: RunId) -> String {
+        format!("{} {}", self.owner.text(run), self.namespace)
+    }
+
     fn is_of_another_boot(&self, run: RunId, record: &Record) -> bool {
         let mark = record.read().ok().and_then(|entries| entries.mark).unwrap_or_default();
-        self.owner.is_of_another_boot(run, &mark)
+        let of_boot = mark.rsplit_once(' ').map_or("", |(of_boot, _)| of_boot);
+        self.owner.is_of_another_boot(run, of_boot)
     }
 }
 
@@ -181,7 +189,7 @@ mod tests {
     const RUN: RunId = RunId::from_bytes([3; 6]);
 
     fn shims(directory: &Path, key: &str, boot: &str) -> Shims {
-        Shims::new(directory.to_owned(), PathBuf::from("/proc/self/exe"), Owner::new(key, boot, true))
+        Shims::new(directory.to_owned(), Owner::new(key, boot, true), 1)
     }
 
     #[test]
@@ -197,6 +205,9 @@ mod tests {
         let other = shims(&directory, "u0-2", "boot");
         assert!(matches!(other.reopen(RUN), Err(KernelError::NotOurs { .. })));
         assert_eq!(other.list().unwrap(), [RUN], "another instance's record was removed");
+        let elsewhere = Shims { namespace: 2, ..shims(&directory, "u0-1", "boot") };
+        assert!(matches!(elsewhere.reopen(RUN), Err(KernelError::NotOurs { .. })));
+        assert_eq!(elsewhere.list().unwrap(), [RUN], "the record of another PID namespace was removed");
         let later = shims(&directory, "u0-1", "later");
         assert!(matches!(later.reopen(RUN), Err(KernelError::NotOurs { .. })));
         assert_eq!(later.list().unwrap(), []);

@@ -2,13 +2,13 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, FdFlags, fcntl_setfd, read};
 use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::Signal;
 
 use super::VERB;
 use super::orders::Orders;
@@ -18,16 +18,16 @@ use crate::kernel::{Exec, KernelError, process};
 use crate::launch::gate::{self, Gate, Gated};
 use crate::model::{ProcessId, RunId};
 
-/// How long a shim may take until its command is behind its gate: it takes a millisecond or two.
+/// How long a shim may take until its command is behind its gate: it takes a millisecond or two. A client waits.
 const READY: Duration = Duration::from_secs(10);
+/// The engine must not be held up for longer.
+const READY_FOR_THE_ENGINE: Duration = Duration::from_secs(2);
 
 /// What a shim is started with, beside the command.
 #[derive(Debug, Clone)]
 pub struct Options<'a> {
     /// The run.
     pub run: RunId,
-    /// The executable that has the shim's verb: this one, but for tests.
-    pub executable: &'a Path,
     /// The run's record.
     pub record: BorrowedFd<'a>,
     /// What it is to hold the run to.
@@ -89,7 +89,21 @@ fn start(
     }
     let shim = spawn(options, files.is_some(), &handed)?;
     drop((orders, record, gate, reports, readies));
-    await_ready(&ready)?;
+    let within = if files.is_some() { READY_FOR_THE_ENGINE } else { READY };
+    let started = await_ready(&ready, within).and_then(|()| look(shim, options)).map(|(id, pidfd, main)| Started {
+        shim: id,
+        gated: Gated::new(pidfd, main, Gate::new(name, entrance, report)),
+    });
+    if started.is_err() {
+        // Ours until we reap it. Its command, if there is one, sees its gate closed.
+        let _ = process::open(shim).and_then(|pidfd| process::signal(pidfd, Signal::KILL));
+    }
+    started
+}
+
+/// Checks that the shim and its command are what the record says. Gives the shim, and the command.
+fn look(shim: u32, options: &Options<'_>) -> Result<(ProcessId, OwnedFd, ProcessId), KernelError> {
+    let failed = |op: &'static str| move |e: Errno| KernelError::Io { op, what: "the shim".into(), source: e.into() };
     let entries = record::read(options.record).map_err(failed("read the record of"))?;
     let (Some(id), Some(main)) = (entries.shim, entries.main) else {
         return Err(failed("understand the record of")(Errno::INVAL));
@@ -100,14 +114,13 @@ fn start(
     if id.pid != shim || process::stat(main.pid)?.ppid != shim {
         return Err(KernelError::NotOurs { what: what(), why: format!("it is not a child of the shim {shim}") });
     }
-    let gated = Gated::new(pidfd, main, Gate::new(name, entrance, report));
-    Ok(Started { shim: id, gated })
+    Ok((id, pidfd, main))
 }
 
 /// Executes the shim with these descriptors, whose numbers are its arguments. Gives its pid.
 fn spawn(options: &Options<'_>, detached: bool, handed: &[BorrowedFd<'_>]) -> Result<u32, KernelError> {
     let failed = |source| KernelError::Io { op: "start", what: "the shim".to_owned(), source };
-    let mut command = Command::new(options.executable);
+    let mut command = Command::new("/proc/self/exe");
     // What people see of it; the executable is named as it is because its own path may have been replaced.
     command.arg0("guardian").arg(VERB).arg(options.run.to_string());
     for fd in handed {
@@ -128,13 +141,13 @@ fn spawn(options: &Options<'_>, detached: bool, handed: &[BorrowedFd<'_>]) -> Re
 }
 
 /// Waits until the shim says that its command is behind its gate, or why not.
-fn await_ready(ready: &OwnedFd) -> Result<(), KernelError> {
+fn await_ready(ready: &OwnedFd, within: Duration) -> Result<(), KernelError> {
     let failed = |text: String| KernelError::Io {
         op: "start",
         what: "the shim".to_owned(),
         source: std::io::Error::other(text),
     };
-    let deadline = Instant::now() + READY;
+    let deadline = Instant::now() + within;
     let mut said = Vec::new();
     let mut part = [0; 512];
     // A line: the end of the pipe comes only when the gated child executes its command.
@@ -142,7 +155,7 @@ fn await_ready(ready: &OwnedFd) -> Result<(), KernelError> {
         let left = deadline.saturating_duration_since(Instant::now());
         let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
         match poll(&mut [PollFd::new(ready, PollFlags::IN)], Some(&timeout)) {
-            Ok(0) => return Err(failed(format!("it is not ready after {} s", READY.as_secs()))),
+            Ok(0) => return Err(failed(format!("it is not ready after {} s", within.as_secs()))),
             Ok(_) | Err(Errno::INTR) => {}
             Err(e) => return Err(failed(e.to_string())),
         }
