@@ -138,22 +138,6 @@ fn sigint_to_the_client_ends_the_run_gracefully() {
 }
 
 #[test]
-fn what_a_finished_command_leaves_behind_is_ended_and_its_exit_status_kept() {
-    needs_cgroup!();
-    let world = World::new();
-    let leaves =
-        "setsid sh -c 'trap \"\" TERM; sleep 1000 & : > up; wait' & while [ ! -e up ]; do sleep 0.01; done; exit 7";
-    world.run(&["--grace", "500ms"], &["sh", "-c", leaves]).exits(7);
-    world.assert_nothing_left();
-    let run = world.only_run();
-    assert_eq!(run.ended(), "exited(7)");
-    let receipt = run.receipt();
-    assert_eq!(receipt.reason, "leftovers");
-    assert_eq!((receipt.terminated, receipt.killed, receipt.survivors), (2, 2, 0), "{receipt:?}");
-    assert_eq!(world.audited(EventKind::KillIntent), 1);
-}
-
-#[test]
 fn a_detached_run_outlives_its_client_and_keeps_its_output_and_status() {
     needs_cgroup!();
     let world = World::new();

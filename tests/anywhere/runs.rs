@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use guardian::model::Phase;
+use guardian::model::{EventKind, Phase};
 
 use crate::common::{Place, World, eventually, is_alive, lines, proc_stat, python};
 use crate::{needs_place, needs_program};
@@ -187,10 +187,9 @@ fn a_run_without_output_is_ended_by_its_init_timeout() {
     world.assert_nothing_left();
 }
 
-#[test]
-fn what_a_finished_command_leaves_behind_is_ended_and_its_exit_status_kept() {
-    needs_place!(Place::User);
-    let world = World::new_in(Place::User);
+fn leftovers_are_ended_and_the_exit_status_is_kept(place: Place) {
+    needs_place!(place);
+    let world = World::new_in(place);
     let leaves =
         "setsid sh -c 'trap \"\" TERM; sleep 1000 & : > up; wait' & while [ ! -e up ]; do sleep 0.01; done; exit 7";
     world.run(&["--grace", "500ms"], &["sh", "-c", leaves]).exits(7);
@@ -200,6 +199,21 @@ fn what_a_finished_command_leaves_behind_is_ended_and_its_exit_status_kept() {
     let receipt = run.receipt();
     assert_eq!(receipt.reason, "leftovers");
     assert_eq!((receipt.terminated, receipt.killed, receipt.survivors), (2, 2, 0), "{receipt:?}");
+    assert_eq!(world.audited(EventKind::KillIntent), 1);
+}
+
+#[test]
+fn what_a_finished_command_leaves_behind_is_ended_and_its_exit_status_kept() {
+    leftovers_are_ended_and_the_exit_status_is_kept(Place::User);
+}
+
+mod cgroupfs {
+    use super::*;
+
+    #[test]
+    fn what_a_finished_command_leaves_behind_is_ended_and_its_exit_status_kept() {
+        leftovers_are_ended_and_the_exit_status_is_kept(Place::Root);
+    }
 }
 
 #[test]
