@@ -22,7 +22,7 @@ use super::launch::{LaunchDict, ReservedDict};
 use super::manager::{AuditDict, FilterDict, WireEvent};
 use super::view::{self, KillDict, RunDict, WireProcess, usec};
 use super::wire::{self, Marshalled};
-use super::{BUS_NAME, MANAGER_INTERFACE, MANAGER_PATH, RUN_INTERFACE, run_path};
+use super::{BUS_NAME, Bus, MANAGER_INTERFACE, MANAGER_PATH, RUN_INTERFACE, run_path};
 use crate::daemon::command::LaunchRequest;
 use crate::model::{
     AuditEvent, AuditRow, Containment, Error, ErrorKind, EventKind, ExitStatus, KillAnswer, KillMode, ProcessSeen,
@@ -70,7 +70,35 @@ pub fn short_path(dir: BorrowedFd<'_>, name: &Path) -> std::path::PathBuf {
     Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string()).join(name)
 }
 
+/// What there is of an instance on a message bus.
+#[derive(Debug)]
+pub enum OnBus {
+    /// It answers, or was started by the bus and answers.
+    There(Client),
+    /// There is no such bus, or no instance on it and none that the bus could start.
+    Absent,
+    /// The bus knows it, and it could not be started: why.
+    Broken(String),
+}
+
 impl Client {
+    /// Looks for the instance on a message bus, which may start it.
+    pub async fn on_bus(bus: Bus) -> OnBus {
+        let Some(address) = bus.address() else { return OnBus::Absent };
+        let build = zbus::connection::Builder::address(address.as_str());
+        let Ok(Ok(connection)) = tokio::time::timeout(CONNECT, build.build()).await else { return OnBus::Absent };
+        // The bus starts what it can start, and waits for its name; of what is there already it says so at once.
+        let driver = ("org.freedesktop.DBus", "/org/freedesktop/DBus");
+        let body = (BUS_NAME, 0_u32);
+        let started = connection.call_method(Some(driver.0), driver.1, Some(driver.0), "StartServiceByName", &body);
+        match tokio::time::timeout(CALL, started).await {
+            Ok(Ok(_)) => OnBus::There(Self { connection }),
+            Ok(Err(e)) if is_unknown(&e) => OnBus::Absent,
+            Ok(Err(e)) => OnBus::Broken(from_bus(e).message),
+            Err(_) => OnBus::Broken(format!("it did not start within {} s", CALL.as_secs())),
+        }
+    }
+
     /// Connects to the socket at this path.
     pub async fn connect(path: &Path) -> Result<Self, Error> {
         let stream = connect_socket(path).map_err(|e| {
@@ -249,6 +277,12 @@ impl Client {
     pub async fn stop(&self) -> Result<(), Error> {
         self.call("Stop", &()).await
     }
+}
+
+/// Whether the bus says that it knows no service of this name.
+fn is_unknown(error: &zbus::Error) -> bool {
+    matches!(error, zbus::Error::FDO(e) if matches!(**e, zbus::fdo::Error::ServiceUnknown(_)))
+        || matches!(error, zbus::Error::MethodError(name, ..) if name.as_str() == "org.freedesktop.DBus.Error.ServiceUnknown")
 }
 
 fn id_from(text: &str) -> Result<RunId, Error> {

@@ -21,7 +21,7 @@ const NAME_MAX: usize = 128;
 /// The longest duration, in microseconds: 100 years, as in the configuration.
 const DURATION_MAX: u64 = 100 * 365 * 24 * 3600 * 1_000_000;
 
-const KEYS: [&str; 14] = [
+const KEYS: [&str; 15] = [
     "Workflow",
     "Name",
     "Command",
@@ -36,6 +36,7 @@ const KEYS: [&str; 14] = [
     "TasksMax",
     "CPUMaxPercent",
     "IsolatePIDs",
+    "UID",
 ];
 
 /// A launch as `a{sv}`. Byte strings are `ay`; a limit that is off is the greatest number.
@@ -61,6 +62,8 @@ pub struct LaunchDict {
     cpu_max_percent: Option<u32>,
     #[zbus(rename = "IsolatePIDs")]
     isolate_pids: Option<bool>,
+    #[zbus(rename = "UID")]
+    uid: Option<u32>,
 }
 
 impl From<&LaunchRequest> for LaunchDict {
@@ -81,6 +84,7 @@ impl From<&LaunchRequest> for LaunchDict {
             tasks_max: r.limits.tasks_max.map(|m| m.unwrap_or(u64::MAX)),
             cpu_max_percent: r.limits.cpu_max_percent.map(|m| m.unwrap_or(u32::MAX)),
             isolate_pids: r.limits.isolate_pids,
+            uid: r.uid,
         }
     }
 }
@@ -171,6 +175,10 @@ pub fn parse(dict: &HashMap<String, OwnedVariant>) -> Result<LaunchRequest, Erro
             "IsolatePIDs" => {
                 let Variant::Bool(isolate) = value else { return Err(wrong(key, value, "b")) };
                 request.limits.isolate_pids = Some(*isolate);
+            }
+            "UID" => {
+                let Variant::U32(uid) = value else { return Err(wrong(key, value, "u")) };
+                request.uid = Some(*uid);
             }
             other => return Err(unknown(other)),
         }
@@ -325,6 +333,7 @@ mod tests {
             isolate_pids: Some(true),
         };
         let full = LaunchRequest {
+            uid: Some(7),
             reserved: Some(RunId::from_bytes([1; 6])),
             workflow: Some("builder".into()),
             name: Some("näme".into()),

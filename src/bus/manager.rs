@@ -466,7 +466,7 @@ impl Manager {
             version: about.version.clone(),
             pid: about.pid,
             uid: about.uid,
-            instance: about.instance.clone(),
+            instance: about.instance.as_str().into(),
             state_directory: about.state_dir.to_string_lossy().into_owned(),
             config_file: about.config.as_ref().map(|c| c.to_string_lossy().into_owned()).unwrap_or_default(),
             backend: about.backend.as_str().into(),

@@ -16,10 +16,12 @@ mod driver;
 mod error;
 mod launch;
 mod manager;
+mod on_bus;
 mod run;
 mod server;
 pub mod socket;
 mod view;
+mod which;
 mod wire;
 
 use std::path::PathBuf;
@@ -27,11 +29,15 @@ use std::sync::Arc;
 
 use tokio::sync::broadcast;
 
+pub use on_bus::serve_on;
 pub use server::{Connections, serve_private};
+pub use which::Bus;
 
 use crate::daemon::command::Commands;
 use crate::daemon::published::Published;
-use crate::model::{AuditRow, Considered, Containment, Error, Health, Phase, ProcessSeen, RunId, RunView, Wall};
+use crate::model::{
+    AuditRow, Considered, Containment, Error, Health, InstanceKind, Phase, ProcessSeen, RunId, RunView, Wall,
+};
 
 /// The bus name, which a peer-to-peer connection answers to as well.
 pub const BUS_NAME: &str = "org.guardian.Guardian1";
@@ -129,8 +135,8 @@ pub struct About {
     pub pid: u32,
     /// The uid that it runs as; apart from root, the only one that may connect.
     pub uid: u32,
-    /// `system`, `user` or `private`.
-    pub instance: String,
+    /// Whose runs it guards.
+    pub instance: InstanceKind,
     /// Where it keeps its database and logs.
     pub state_dir: PathBuf,
     /// The configuration file that was read; none if there is none.

@@ -8,7 +8,8 @@ use super::Done;
 use super::args::ConfigVerb;
 use super::output::{Output, escape, note};
 use super::session::Session;
-use crate::config::{Config, ConfigErrors, load_for_user};
+use crate::config::{Config, ConfigErrors, load_for};
+use crate::model::InstanceKind;
 use crate::model::Limits;
 
 /// The exit status of a configuration that is wrong: a value that makes no sense.
@@ -20,7 +21,7 @@ pub fn main(verb: &ConfigVerb, session: &Session, out: &Output) -> Done {
         ConfigVerb::Check { file: Some(file) } => Some(file.as_path()),
         ConfigVerb::Check { file: None } | ConfigVerb::Show => session.config(),
     };
-    let (config, files) = match load_for_user(named) {
+    let (config, files) = match load_for(InstanceKind::Private, named) {
         Ok(loaded) => loaded,
         Err(ConfigErrors(problems)) => {
             problems.iter().for_each(|p| note(escape(&p.to_string())));

@@ -62,6 +62,7 @@ pub async fn main(session: &Session, out: &Output) -> Done {
             env: vec![mark.clone().into_bytes(), format!("PATH={path}").into_bytes()],
             cwd: b"/".to_vec(),
             limits: act.limits,
+            uid: None,
         };
         runs.push(client.start(&request).await?);
     }

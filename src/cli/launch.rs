@@ -29,6 +29,7 @@ pub fn request(args: &RunArgs) -> Result<LaunchRequest, Error> {
             isolate_pids: args.isolate_pids.then_some(true),
         },
         reserved: None,
+        uid: None,
     })
 }
 

@@ -39,7 +39,7 @@ use self::args::{Cli, InstanceArgs, Verb};
 use self::output::{Output, complain, hint};
 use self::session::Session;
 use crate::daemon::{instance, state_dir};
-use crate::model::{Error, ErrorKind, Wall};
+use crate::model::{Error, ErrorKind, InstanceKind, Wall};
 
 /// What a verb comes to: its exit status.
 type Done = anyhow::Result<i32>;
@@ -93,6 +93,7 @@ fn serve(args: InstanceArgs, session: &Session) -> Done {
     // A session of its own: no terminal, and no signal meant for whoever started it. Fails only for a group leader.
     let _ = rustix::process::setsid();
     let options = instance::Options {
+        kind: InstanceKind::Private,
         state_dir: session.state_dir().to_owned(),
         config: session.config().map(Into::into),
         backend: session.backend(),

@@ -13,7 +13,7 @@ use super::args::Global;
 use super::inherited;
 use crate::bus::client::{Client, connect_socket};
 use crate::daemon::state_dir;
-use crate::model::{Containment, Error, ErrorKind};
+use crate::model::{Containment, Error, ErrorKind, InstanceKind};
 
 /// The time that a started instance has until it answers.
 const START: Duration = Duration::from_secs(10);
@@ -33,7 +33,7 @@ impl Session {
     /// The place that the options name, or the user's own.
     pub fn new(global: &Global) -> Result<Self, Error> {
         let set = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-        let dir = state_dir::find(global.state_dir.clone())?;
+        let dir = state_dir::find(InstanceKind::Private, global.state_dir.clone())?;
         let absolute = |path: &Path| {
             std::path::absolute(path)
                 .map_err(|e| Error::invalid(format!("{} has no absolute path: {e}", path.display())))

@@ -23,7 +23,7 @@ mod tests;
 mod values;
 
 pub use problem::{ConfigErrors, Problem};
-pub use sources::{Origin, load_for_user, user_config_home};
+pub use sources::{Origin, load_for, user_config_home};
 pub use values::{
     check_workflow, parse_count_or_off, parse_duration_or_off, parse_percent, parse_percent_or_off, parse_size,
     parse_size_or_off,

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::Config;
 use super::{ConfigErrors, Problem};
+use crate::model::InstanceKind;
 
 /// Whose configuration is read. Ask it for its files at every reload: drop-ins come and go.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,10 +39,15 @@ pub fn user_config_home(xdg_config_home: Option<OsString>, home: Option<OsString
     xdg_config_home.and_then(absolute).or_else(|| home.and_then(absolute).map(|home| home.join(".config")))
 }
 
-/// The configuration of a private instance: this file, or what the user has in the usual place; and the files read.
-pub fn load_for_user(file: Option<&Path>) -> Result<(Config, Vec<PathBuf>), ConfigErrors> {
-    let home = || user_config_home(std::env::var_os("XDG_CONFIG_HOME"), std::env::var_os("HOME"));
-    let origin = file.map(|file| Origin::File(file.to_owned())).or_else(|| home().map(Origin::User));
+/// The configuration of an instance: this file, or what is in the usual place for its kind; and the files read.
+pub fn load_for(kind: InstanceKind, file: Option<&Path>) -> Result<(Config, Vec<PathBuf>), ConfigErrors> {
+    let usual = || match kind {
+        InstanceKind::System => Some(Origin::System),
+        InstanceKind::User | InstanceKind::Private => {
+            user_config_home(std::env::var_os("XDG_CONFIG_HOME"), std::env::var_os("HOME")).map(Origin::User)
+        }
+    };
+    let origin = file.map(|file| Origin::File(file.to_owned())).or_else(usual);
     let sources = origin.map_or_else(|| Ok(Vec::new()), |origin| origin.sources())?;
     Ok((Config::load(&sources)?, sources))
 }

@@ -1,5 +1,6 @@
 //! The bus's thread: a tokio runtime of its own, for the bus, the signals to the process, and nothing else.
 
+use std::io;
 use std::os::unix::net::UnixListener;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -10,7 +11,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{oneshot, watch};
 
-use crate::bus::{self, Services};
+use crate::bus::{self, Bus, Services};
 
 use super::command::{Caller, Command, Commands};
 
@@ -28,9 +29,18 @@ pub fn block_signals() -> anyhow::Result<()> {
     signals().thread_block().context("cannot block signals")
 }
 
+/// Where the bus is served.
+#[derive(Debug)]
+pub struct Listen {
+    /// The socket in the state directory.
+    pub socket: Option<UnixListener>,
+    /// The message bus on which the name is taken.
+    pub bus: Option<Bus>,
+}
+
 /// Starts the thread. It ends when the first of the two is dropped, and drops the sender of the second.
 pub fn start(
-    listener: UnixListener,
+    listen: Listen,
     services: Arc<Services>,
     commands: Commands,
     connections: watch::Sender<usize>,
@@ -47,7 +57,7 @@ pub fn start(
     let signals = SignalFd::with_flags(&signals(), SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
     let serve = async move {
         tokio::select! {
-            served = bus::serve_private(listener, services, connections) => {
+            served = serve(listen, services, connections) => {
                 if let Err(e) = served {
                     tracing::error!("the bus cannot be served: {e}");
                     stop_instance(&commands, Command::Stop).await;
@@ -68,6 +78,27 @@ pub fn start(
         })
         .context("cannot start the bus")?;
     Ok((stop, is_done))
+}
+
+/// Serves everywhere, until the first of it cannot be served any more.
+async fn serve(listen: Listen, services: Arc<Services>, connections: watch::Sender<usize>) -> io::Result<()> {
+    let Listen { socket, bus } = listen;
+    let on_socket = async {
+        match socket {
+            Some(socket) => bus::serve_private(socket, services.clone(), connections).await,
+            None => std::future::pending().await,
+        }
+    };
+    let on_bus = async {
+        match bus {
+            Some(bus) => bus::serve_on(bus, services.clone()).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        served = on_socket => served,
+        served = on_bus => served,
+    }
 }
 
 async fn obey(signals: SignalFd, commands: &Commands) {

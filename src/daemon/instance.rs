@@ -16,13 +16,16 @@ use anyhow::Context as _;
 use serde_json::json;
 use tokio::sync::{oneshot, watch};
 
-use crate::bus::{self, About, Services, Signal};
+use crate::bus::{self, About, Bus, Services, Signal};
 use crate::config::{self, Config};
 use crate::engine::{Engine, Event, Settings};
 use crate::kernel::{Kernel as _, Notice};
-use crate::model::{Actor, Answer, AuditEvent, AuditRow, Containment, Error, EventKind, Health, Mono, Now, RunId};
+use crate::model::{
+    Actor, Answer, AuditEvent, AuditRow, Containment, Error, EventKind, Health, InstanceKind, Mono, Now, RunId,
+};
 use crate::store::{self, Batch, Store};
 
+use super::bus_thread::Listen;
 use super::command::{Caller, Command, Commands, Envelope, LaunchRequest};
 use super::driver::{Driver, Recorder, launch_error};
 use super::history::Readers;
@@ -37,6 +40,8 @@ use super::state_dir;
 /// What an instance is started with.
 #[derive(Debug, Clone)]
 pub struct Options {
+    /// Whose runs it guards.
+    pub kind: InstanceKind,
     /// Where it keeps database, logs, lock and socket.
     pub state_dir: PathBuf,
     /// The configuration file; the usual places if none is given.
@@ -59,7 +64,8 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     let _ = rustix::thread::set_name(c"guardiand");
     super::bus_thread::block_signals()?;
     journal::init_logging(options.foreground);
-    let (config, files) = config::load_for_user(options.config.as_deref()).context("the configuration is refused")?;
+    let (config, files) =
+        config::load_for(options.kind, options.config.as_deref()).context("the configuration is refused")?;
     let mut instance = Instance::start(options, &state_dir, config, &files)?;
     if !options.foreground {
         state_dir::redirect_stderr(&state_dir)?;
@@ -114,7 +120,12 @@ impl Instance {
         let readers = Arc::new(Readers::new(opened.store.reader()?, opened.store.reader()?));
         let key = state_dir::key(state_dir)?;
         let backend = options.backend.or(config.instance.backend);
-        let host = HostOptions { backend, base: config.cgroup.clone(), ..HostOptions::new(key, state_dir) };
+        let host = HostOptions {
+            kind: options.kind,
+            backend,
+            base: config.cgroup.clone(),
+            ..HostOptions::new(key, state_dir)
+        };
         let (host, waker) = Host::new(host)?;
         let wake: Arc<dyn Fn() + Send + Sync> = Arc::new(move || waker.wake());
         let journal = Journal::start()?;
@@ -152,7 +163,7 @@ impl Instance {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             uid: nix::unistd::geteuid().as_raw(),
-            instance: "private".to_owned(),
+            instance: options.kind,
             state_dir: state_dir.to_owned(),
             config: files.first().cloned(),
             backend: driver.kernel.containment(),
@@ -163,8 +174,12 @@ impl Instance {
         let processes: bus::ProcessReader = Arc::new(launcher::processes_of);
         let services = Services::new(commands.clone(), published.clone(), readers, processes, about, signals);
         let (connections_sender, connections) = watch::channel(0);
-        let (bus_stop, bus_done) =
-            super::bus_thread::start(state_dir::bind(state_dir)?, services, commands, connections_sender)?;
+        let listen = Listen {
+            // On the system bus everybody has a connection of their own already.
+            socket: if options.kind == InstanceKind::System { None } else { Some(state_dir::bind(state_dir)?) },
+            bus: Bus::of(options.kind),
+        };
+        let (bus_stop, bus_done) = super::bus_thread::start(listen, services, commands, connections_sender)?;
         let view = InstanceView { control_group, ..InstanceView::default() };
         published.put_instance(view.clone());
         Ok(Self {
@@ -405,7 +420,7 @@ impl Instance {
 
     /// The new configuration whole, or the old one.
     fn reload(&mut self, actor: Actor) -> Result<Answer, Error> {
-        let (config, _) = config::load_for_user(self.options.config.as_deref()).map_err(|e| {
+        let (config, _) = config::load_for(self.options.kind, self.options.config.as_deref()).map_err(|e| {
             Error::invalid(format!("the configuration is refused, and the old one stays in force: {e:#}"))
         })?;
         self.driver.engine_mut().configure(Settings { max_runs: config.instance.max_runs });

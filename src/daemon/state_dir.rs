@@ -11,14 +11,21 @@ use anyhow::{Context as _, bail};
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::bus;
-use crate::model::Error;
+use crate::model::{Error, InstanceKind};
 
-/// Where it is: as named, or by GUARDIAN_STATE_DIR, or in the user's own place for state.
-pub fn find(named: Option<PathBuf>) -> Result<PathBuf, Error> {
+/// Where the system instance's is, unless systemd says another place.
+const SYSTEM: &str = "/var/lib/guardian";
+
+/// Where it is: as named, or by GUARDIAN_STATE_DIR; else for the system's instance where systemd made it, and for others in
+/// the user's own place for state.
+pub fn find(kind: InstanceKind, named: Option<PathBuf>) -> Result<PathBuf, Error> {
     let set = |name| std::env::var_os(name).map(PathBuf::from);
     let absolute = |name| set(name).filter(|p| p.is_absolute());
     if let Some(dir) = named.or_else(|| set("GUARDIAN_STATE_DIR").filter(|p| !p.as_os_str().is_empty())) {
         return Ok(dir);
+    }
+    if kind == InstanceKind::System {
+        return Ok(absolute("STATE_DIRECTORY").unwrap_or_else(|| SYSTEM.into()));
     }
     if let Some(state) = absolute("XDG_STATE_HOME") {
         return Ok(state.join("guardian"));

@@ -19,6 +19,8 @@ pub struct LaunchRequest {
     pub limits: LimitUpdate,
     /// The id that the caller reserved.
     pub reserved: Option<RunId>,
+    /// Whose run it is to be; none: the caller's.
+    pub uid: Option<u32>,
 }
 
 /// What a client is given for a run that it is about to start.

@@ -27,7 +27,7 @@ use crate::launch::mark::Owner;
 use crate::launch::orphans;
 use crate::launch::subtree::{ShimLimits, Shims};
 use crate::model::{
-    Considered, ContainerId, Containment, Error, ErrorKind, Limits, ProcessId, Reserved, Resources, RunId,
+    Considered, ContainerId, Containment, Error, ErrorKind, InstanceKind, Limits, ProcessId, Reserved, Resources, RunId,
 };
 
 use backend::Taken;
@@ -48,6 +48,8 @@ const SHIM_START: usize = 20;
 /// How the host is set up.
 #[derive(Debug, Clone)]
 pub struct HostOptions {
+    /// Whose runs are contained: the host's systemd manager makes units for a system instance, a user's for the others.
+    pub kind: InstanceKind,
     /// The backend that is insisted on; none: the strongest that can be had.
     pub backend: Option<Containment>,
     /// The cgroup below which runs are made; chosen if none is configured.
@@ -70,6 +72,7 @@ impl HostOptions {
     /// What an instance with this key and state directory uses when nothing is configured.
     pub fn new(key: impl Into<String>, state_dir: &Path) -> Self {
         Self {
+            kind: InstanceKind::default(),
             backend: None,
             base: None,
             mount: None,
