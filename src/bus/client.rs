@@ -82,11 +82,22 @@ pub enum OnBus {
 }
 
 impl Client {
+    /// Whether a message bus has the instance, or could start it. Nothing is started.
+    pub async fn is_known_on(bus: Bus) -> bool {
+        let Some(connection) = connect_bus(bus).await else { return false };
+        let asked = async {
+            let driver = zbus::fdo::DBusProxy::new(&connection).await?;
+            if driver.name_has_owner(BUS_NAME.try_into()?).await? {
+                return Ok::<_, zbus::Error>(true);
+            }
+            Ok(driver.list_activatable_names().await?.iter().any(|name| name.as_str() == BUS_NAME))
+        };
+        matches!(tokio::time::timeout(CONNECT, asked).await, Ok(Ok(true)))
+    }
+
     /// Looks for the instance on a message bus, which may start it.
     pub async fn on_bus(bus: Bus) -> OnBus {
-        let Some(address) = bus.address() else { return OnBus::Absent };
-        let build = zbus::connection::Builder::address(address.as_str());
-        let Ok(Ok(connection)) = tokio::time::timeout(CONNECT, build.build()).await else { return OnBus::Absent };
+        let Some(connection) = connect_bus(bus).await else { return OnBus::Absent };
         // The bus starts what it can start, and waits for its name; of what is there already it says so at once.
         let driver = ("org.freedesktop.DBus", "/org/freedesktop/DBus");
         let body = (BUS_NAME, 0_u32);
@@ -277,6 +288,13 @@ impl Client {
     pub async fn stop(&self) -> Result<(), Error> {
         self.call("Stop", &()).await
     }
+}
+
+/// The bus, if there is one and it lets us in.
+async fn connect_bus(bus: Bus) -> Option<Connection> {
+    let address = bus.address()?;
+    let build = zbus::connection::Builder::address(address.as_str());
+    tokio::time::timeout(CONNECT, build.build()).await.ok()?.ok()
 }
 
 /// Whether the bus says that it knows no service of this name.

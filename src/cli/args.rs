@@ -32,6 +32,16 @@ pub struct Global {
     /// Write JSON on standard output (reading verbs): snake_case keys, durations and times in microseconds
     #[arg(long, global = true)]
     pub json: bool,
+    /// Use the host's instance, on the system bus [default: $GUARDIAN_INSTANCE, or the first that is there: system,
+    /// user, private]
+    #[arg(long, global = true, conflicts_with_all = ["user", "private", "state_dir", "config", "backend"])]
+    pub system: bool,
+    /// Use your own instance on the session bus
+    #[arg(long, global = true, conflicts_with_all = ["private", "state_dir", "config", "backend"])]
+    pub user: bool,
+    /// Use your own private instance, which is started if it does not answer; so do the next three options
+    #[arg(long, global = true)]
+    pub private: bool,
     /// Where the private instance keeps its database, logs and socket
     /// [default: $GUARDIAN_STATE_DIR, $XDG_STATE_HOME/guardian or ~/.local/state/guardian]
     #[arg(long, global = true, value_name = "DIR")]
@@ -147,6 +157,10 @@ pub struct RunArgs {
     /// The most CPU in percent of one core (150 or 150%), or off
     #[arg(long, value_name = "PERCENT", value_parser = percent_limit)]
     pub cpu_max: Option<NumberLimit>,
+    /// Start it as this user, by name or uid: in the user's home directory and with the user's environment unless --cwd
+    /// and --env say otherwise. Needs the right to do so
+    #[arg(long, value_name = "USER", requires = "detach")]
+    pub uid: Option<String>,
     /// In a PID namespace of its own, where no cgroup contains it
     #[arg(long)]
     pub isolate_pids: bool,

@@ -4,12 +4,11 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::Done;
 use super::args::ConfigVerb;
 use super::output::{Output, escape, note};
 use super::session::Session;
+use super::{Done, runtime};
 use crate::config::{Config, ConfigErrors, load_for};
-use crate::model::InstanceKind;
 use crate::model::Limits;
 
 /// The exit status of a configuration that is wrong: a value that makes no sense.
@@ -21,7 +20,8 @@ pub fn main(verb: &ConfigVerb, session: &Session, out: &Output) -> Done {
         ConfigVerb::Check { file: Some(file) } => Some(file.as_path()),
         ConfigVerb::Check { file: None } | ConfigVerb::Show => session.config(),
     };
-    let (config, files) = match load_for(InstanceKind::Private, named) {
+    let kind = runtime()?.block_on(session.kind());
+    let (config, files) = match load_for(kind, named) {
         Ok(loaded) => loaded,
         Err(ConfigErrors(problems)) => {
             problems.iter().for_each(|p| note(escape(&p.to_string())));

@@ -9,7 +9,7 @@ use super::output::{Output, Tone, columns, escape, hint, local_time, wrapped};
 use super::session::Session;
 use super::{Done, json as shapes};
 use crate::bus::client::{Client, Description};
-use crate::model::Wall;
+use crate::model::{InstanceKind, Wall};
 
 /// The columns that the names of rows take.
 const NAMES: usize = 10;
@@ -25,10 +25,20 @@ pub async fn main(session: &Session, out: &Output) -> Done {
             Err(e) => json!({"error": e.kind, "message": e.message}),
         };
         let socket = session.socket();
-        out.json(&json!({"client_version": own, "socket": socket, "host": host.json(), "instance": value}))?;
+        let looked: serde_json::Map<_, _> =
+            session.looked().await.into_iter().map(|(kind, what)| (kind.as_str().to_owned(), what.into())).collect();
+        out.json(&json!({
+            "client_version": own, "socket": socket, "host": host.json(), "instance": value, "looked_for": looked,
+        }))?;
     } else {
         row(out, "client", own)?;
-        row(out, "socket", &escape(&session.socket().to_string_lossy()))?;
+        for (kind, what) in session.looked().await {
+            row(out, kind.as_str(), &what)?;
+        }
+        let private = answer.as_ref().is_ok_and(|d| d.instance != InstanceKind::System.as_str());
+        if private {
+            row(out, "socket", &escape(&session.socket().to_string_lossy()))?;
+        }
         host.rows().iter().try_for_each(|(name, value)| row(out, name, value))?;
         if let Ok(d) = &answer {
             text(d, out)?;

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
 
 use super::args::RunArgs;
 use crate::model::LaunchRequest;
@@ -10,8 +11,13 @@ use crate::model::{Error, LimitUpdate};
 /// The request of these options. The working directory is where this process is.
 pub fn request(args: &RunArgs) -> Result<LaunchRequest, Error> {
     let percent = |limit: Option<u64>| limit.map(|p| u32::try_from(p).unwrap_or(u32::MAX - 1));
-    let cwd = std::env::current_dir()
-        .map_err(|e| Error::invalid(format!("the working directory cannot be told: {e}: name one with --cwd")))?;
+    let uid = args.uid.as_deref().map(uid_of).transpose()?;
+    // Another user's run begins at home, if nothing is said.
+    let cwd = match (uid, &args.cwd) {
+        (Some(_), None) => PathBuf::new(),
+        _ => std::env::current_dir()
+            .map_err(|e| Error::invalid(format!("the working directory cannot be told: {e}: name one with --cwd")))?,
+    };
     Ok(LaunchRequest {
         workflow: args.workflow.clone(),
         name: args.name.clone(),
@@ -29,14 +35,27 @@ pub fn request(args: &RunArgs) -> Result<LaunchRequest, Error> {
             isolate_pids: args.isolate_pids.then_some(true),
         },
         reserved: None,
-        uid: None,
+        uid,
     })
 }
 
-/// The environment of the command: this process's, with what `--env` sets. A detached run gets the same.
+/// A user by name or number.
+fn uid_of(text: &str) -> Result<u32, Error> {
+    if let Ok(uid) = text.parse() {
+        return Ok(uid);
+    }
+    let user = nix::unistd::User::from_name(text)
+        .map_err(|e| Error::invalid(format!("--uid {text}: the users of this host cannot be looked up: {e}")))?;
+    let user =
+        user.ok_or_else(|| Error::invalid(format!("--uid {text}: there is no such user: `getent passwd` lists them")))?;
+    Ok(user.uid.as_raw())
+}
+
+/// The environment of the command: this process's, with what `--env` sets. A detached run gets the same; another user's
+/// run only what is set.
 pub fn environment(args: &RunArgs) -> Result<Vec<Vec<u8>>, Error> {
     let own = std::env::vars_os().map(|(key, value)| [key.as_bytes(), b"=", value.as_bytes()].concat());
-    let mut env: Vec<Vec<u8>> = own.collect();
+    let mut env: Vec<Vec<u8>> = if args.uid.is_some() { Vec::new() } else { own.collect() };
     for entry in &args.env {
         let bytes = entry.as_bytes();
         let (key, value) = match bytes.iter().position(|b| *b == b'=') {

@@ -4,6 +4,7 @@ use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
@@ -11,7 +12,9 @@ use rustix::process::{child_subreaper, set_child_subreaper};
 
 use super::args::Global;
 use super::inherited;
-use crate::bus::client::{Client, connect_socket};
+use super::output::{escape, hint, note};
+use crate::bus::Bus;
+use crate::bus::client::{Client, OnBus, connect_socket};
 use crate::daemon::state_dir;
 use crate::model::{Containment, Error, ErrorKind, InstanceKind};
 
@@ -21,9 +24,17 @@ const START: Duration = Duration::from_secs(10);
 /// How long the one instance that took the lock is relied on before another is started; then twice as long.
 const AGAIN: Duration = Duration::from_millis(200);
 
+/// The variable that says which kind of instance is used.
+const INSTANCE: &str = "GUARDIAN_INSTANCE";
+
+/// The order in which instances are looked for: what guards the whole host guards best.
+const ORDER: [InstanceKind; 3] = [InstanceKind::System, InstanceKind::User, InstanceKind::Private];
+
 /// Where the instance is, or will be.
 #[derive(Debug, Clone)]
 pub struct Session {
+    /// The kind that is insisted on.
+    wanted: Option<InstanceKind>,
     state_dir: PathBuf,
     config: Option<PathBuf>,
     backend: Option<Containment>,
@@ -40,7 +51,16 @@ impl Session {
         };
         let config = global.config.clone().or_else(|| set("GUARDIAN_CONFIG"));
         let config = config.as_deref().map(absolute).transpose()?;
-        Ok(Self { state_dir: absolute(&dir)?, config, backend: global.backend })
+        // What says how a private instance is to be started is about that one.
+        let private = global.state_dir.is_some() || set("GUARDIAN_STATE_DIR").is_some() || config.is_some();
+        let wanted = match global {
+            Global { system: true, .. } => Some(InstanceKind::System),
+            Global { user: true, .. } => Some(InstanceKind::User),
+            Global { private: true, .. } | Global { backend: Some(_), .. } => Some(InstanceKind::Private),
+            _ if private => Some(InstanceKind::Private),
+            _ => wanted_by_environment()?,
+        };
+        Ok(Self { wanted, state_dir: absolute(&dir)?, config, backend: global.backend })
     }
 
     /// The state directory.
@@ -63,8 +83,54 @@ impl Session {
         self.state_dir.join("bus.sock")
     }
 
-    /// Connects to the instance; starts it if nobody answers.
+    /// The kind of instance that would be connected to, without starting any.
+    pub async fn kind(&self) -> InstanceKind {
+        if let Some(wanted) = self.wanted {
+            return wanted;
+        }
+        for kind in ORDER {
+            if let Some(bus) = Bus::of(kind)
+                && Client::is_known_on(bus).await
+            {
+                return kind;
+            }
+        }
+        InstanceKind::Private
+    }
+
+    /// What there is of each kind of instance that is looked for before a private one, in sentences.
+    pub async fn looked(&self) -> Vec<(InstanceKind, String)> {
+        let mut looked = Vec::new();
+        for kind in ORDER.into_iter().filter(|kind| self.wanted.is_none_or(|wanted| wanted == *kind)) {
+            let Some(bus) = Bus::of(kind) else { continue };
+            let what = match bus.address() {
+                None => "there is no such bus here".to_owned(),
+                Some(address) if Client::is_known_on(bus).await => format!("on the bus at {}", escape(&address)),
+                Some(address) => format!("not on the bus at {}, nor known to it", escape(&address)),
+            };
+            looked.push((kind, what));
+        }
+        looked
+    }
+
+    /// Connects to the instance: to the kind that is insisted on, or to the first that is there. The buses start what they
+    /// know; a private instance is started here.
     pub async fn connect(&self) -> Result<Client, Error> {
+        for kind in ORDER.into_iter().filter(|kind| self.wanted.is_none_or(|wanted| wanted == *kind)) {
+            let Some(bus) = Bus::of(kind) else { return self.connect_private().await };
+            match Client::on_bus(bus).await {
+                OnBus::There(client) => return Ok(client),
+                OnBus::Absent if self.wanted.is_some() => return Err(absent(kind)),
+                OnBus::Absent => {}
+                OnBus::Broken(why) if self.wanted.is_some() => return Err(broken(kind, &why)),
+                OnBus::Broken(why) => warn_once(kind, &why),
+            }
+        }
+        Err(Error::internal("there is no kind of instance"))
+    }
+
+    /// Connects to the instance of the state directory; starts it if nobody answers.
+    async fn connect_private(&self) -> Result<Client, Error> {
         let stream = match connect_socket(&self.socket()) {
             Ok(stream) => stream,
             Err(e) if nobody(&e) => self.start().await?,
@@ -157,6 +223,48 @@ impl Session {
             return Err(io::Error::other(words.trim().to_owned()));
         }
         Ok(reading.into())
+    }
+}
+
+/// The kind that the environment insists on.
+fn wanted_by_environment() -> Result<Option<InstanceKind>, Error> {
+    let Some(text) = std::env::var_os(INSTANCE).filter(|v| !v.is_empty()) else { return Ok(None) };
+    let kind = ORDER.into_iter().find(|kind| text == kind.as_str());
+    kind.map(Some).ok_or_else(|| {
+        Error::invalid(format!("{INSTANCE} is {text:?}: it is one of system, user and private, or unset"))
+    })
+}
+
+fn absent(kind: InstanceKind) -> Error {
+    let what = match kind {
+        InstanceKind::System => {
+            "there is no system instance here: install the package, or start guardiand as root where a system bus is"
+        }
+        _ => "there is no user instance on the session bus: `systemctl --user start guardiand`, or use --private",
+    };
+    Error::new(ErrorKind::Unavailable, what)
+}
+
+fn broken(kind: InstanceKind, why: &str) -> Error {
+    Error::new(
+        ErrorKind::Unavailable,
+        format!("the {kind} instance does not start: {why}: `{}` tells more", status(kind)),
+    )
+}
+
+fn status(kind: InstanceKind) -> &'static str {
+    match kind {
+        InstanceKind::System => "systemctl status guardiand",
+        _ => "systemctl --user status guardiand",
+    }
+}
+
+/// Another instance stands in, with other rights and other runs: once in a process it is said why.
+fn warn_once(kind: InstanceKind, why: &str) {
+    static SAID: AtomicBool = AtomicBool::new(false);
+    if !SAID.swap(true, Ordering::Relaxed) {
+        note(format!("the {kind} instance does not start ({}), so another is used", escape(why)));
+        hint(format!("`{}` tells more; --private or {INSTANCE}=private does without it", status(kind)));
     }
 }
 

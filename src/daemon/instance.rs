@@ -13,9 +13,11 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use nix::fcntl::Flock;
 use serde_json::json;
 use tokio::sync::{oneshot, watch};
 
+use crate::bus::client::Client;
 use crate::bus::{self, About, Bus, Services, Signal};
 use crate::config::{self, Config};
 use crate::engine::{Engine, Event, Settings};
@@ -35,6 +37,7 @@ use super::launcher;
 use super::published::{InstanceView, Published};
 use super::recovery::{self, Known};
 use super::reservations::Reservations;
+use super::service::ServiceManager;
 use super::state_dir;
 
 /// What an instance is started with.
@@ -59,7 +62,7 @@ const CATCH_UP: Duration = Duration::from_millis(100);
 /// it; after that it is in the journal and the audit.
 pub fn run(options: &Options) -> anyhow::Result<()> {
     let state_dir = state_dir::prepare(&options.state_dir)?;
-    let _lock = state_dir::lock(&state_dir)?;
+    let _lock = take_lock(options.kind, &state_dir)?;
     // Started by way of /proc/self/exe, it would be `exe` to ps and pgrep. A name is for people: failing costs nothing.
     let _ = rustix::thread::set_name(c"guardiand");
     super::bus_thread::block_signals()?;
@@ -73,6 +76,29 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     instance.serve();
     instance.stop();
     Ok(())
+}
+
+/// Takes the state directory's lock. A user's instance that systemd starts takes over from a private one, which stood in
+/// for it; that one's runs live on.
+fn take_lock(kind: InstanceKind, state_dir: &Path) -> anyhow::Result<Flock<fs::File>> {
+    let served = match state_dir::lock(state_dir) {
+        Err(e) if kind == InstanceKind::User && e.is::<state_dir::AlreadyServed>() => e,
+        taken => return taken,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let stopped = runtime.block_on(async {
+        let client = Client::connect(&state_dir.join(state_dir::SOCKET)).await?;
+        match client.describe().await?.instance == InstanceKind::Private.as_str() {
+            true => client.stop().await.map(|()| true),
+            false => Ok(false),
+        }
+    });
+    match stopped {
+        // It removes its socket before it lets go of the lock, and a lock without a socket is waited for.
+        Ok(true) => state_dir::lock(state_dir),
+        Ok(false) => Err(served),
+        Err(e) => Err(served.context(format!("the private instance was asked to stop and did not: {e}"))),
+    }
 }
 
 /// The store's writer, and the journal beside it.
@@ -111,6 +137,7 @@ struct Instance {
     trouble: Option<String>,
     /// Audit events that the journal did not get.
     dropped: u64,
+    service: ServiceManager,
     stopping: bool,
 }
 
@@ -199,12 +226,15 @@ impl Instance {
             reservations: Reservations::default(),
             trouble: None,
             dropped: 0,
+            service: ServiceManager::from_env(),
             stopping: false,
         })
     }
 
     fn serve(&mut self) {
+        self.service.ready();
         while !self.stopping {
+            self.service.ping(self.driver.kernel.now().mono);
             let timeout = self.timeout();
             let notices = match self.driver.kernel.wait(timeout) {
                 Ok(notices) => notices,
@@ -260,6 +290,9 @@ impl Instance {
             (self.view.runs_total, self.view.kills_total) = totals;
             self.published.put_instance(self.view.clone());
         }
+        let (view, live) = (&self.view, self.driver.engine().runs().count());
+        let backend = self.driver.kernel.containment();
+        self.service.status(|| sentence(view, live, backend));
     }
 
     /// Until the next deadline, sample, or look at whether anybody is still there. Without runs and with a client
@@ -268,7 +301,8 @@ impl Instance {
         let now = self.driver.kernel.now().mono;
         let idle = self.idle_exit().map(|after| self.last_busy.mono + after);
         let expiry = self.reservations.next();
-        let next = [self.driver.engine().next_deadline(), self.next_sample, idle, expiry].into_iter().flatten().min();
+        let due = [self.driver.engine().next_deadline(), self.next_sample, idle, expiry, self.service.next_ping()];
+        let next = due.into_iter().flatten().min();
         let behind = self.driver.is_behind().then_some(CATCH_UP);
         next.map(|at| at.since(now)).into_iter().chain(behind).min()
     }
@@ -369,7 +403,11 @@ impl Instance {
                 self.driver.refresh(run);
                 reply(Ok(Answer::Done));
             }
-            Command::Reload => reply(self.reload(actor)),
+            Command::Reload => {
+                self.service.reloading();
+                reply(self.reload(actor));
+                self.service.ready();
+            }
             Command::Stop => {
                 self.stopping = true;
                 reply(Ok(Answer::Done));
@@ -440,6 +478,7 @@ impl Instance {
 
     /// Live runs stay as they are: the next instance takes them up.
     fn stop(mut self) {
+        self.service.stopping();
         let live = self.driver.engine().runs().count();
         let reason = if live == 0 { String::new() } else { format!("{live} runs are left for the next instance") };
         // New clients find no socket and start the next instance, which waits for our lock.
@@ -455,6 +494,20 @@ impl Instance {
         if let Err(e) = self.driver.recorder.writer.stop() {
             eprintln!("guardian: {e}");
         }
+    }
+}
+
+/// What `systemctl status` shows.
+fn sentence(view: &InstanceView, live: usize, backend: Containment) -> String {
+    let runs = match live {
+        0 => "no run is live".to_owned(),
+        1 => "1 run is live".to_owned(),
+        n => format!("{n} runs are live"),
+    };
+    let since = format!("{} launched and {} killed since the start", view.runs_total, view.kills_total);
+    match view.reasons.first() {
+        Some(reason) => format!("{reason}; {runs}, {since}"),
+        None => format!("Guarding: {runs}, {since} (backend {backend})"),
     }
 }
 

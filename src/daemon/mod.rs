@@ -14,4 +14,5 @@ mod launcher;
 pub mod published;
 pub mod recovery;
 mod reservations;
+mod service;
 pub mod state_dir;

@@ -87,8 +87,8 @@ pub fn lock(state_dir: &Path) -> anyhow::Result<Flock<fs::File>> {
             Err((_, nix::errno::Errno::EWOULDBLOCK)) if begun.elapsed() > LOCK_PATIENCE => {
                 let pid = fs::read_to_string(&path).unwrap_or_default();
                 bail!(
-                    "the instance of {} (pid {pid}) has no socket there: if that lasts, end it with `kill {pid}`, and the \
-                     next one takes up its runs",
+                    "another instance (pid {pid}) has the lock of {}: if it does not answer, end it with `kill {pid}`, and \
+                     the next one takes up its runs",
                     state_dir.display(),
                     pid = pid.trim()
                 );
