@@ -22,7 +22,7 @@ use super::launch::{LaunchDict, ReservedDict};
 use super::manager::{AuditDict, FilterDict, WireEvent};
 use super::view::{self, KillDict, RunDict, WireProcess, usec};
 use super::wire::{self, Marshalled};
-use super::{BUS_NAME, Bus, MANAGER_INTERFACE, MANAGER_PATH, RUN_INTERFACE, run_path};
+use super::{BUS_NAME, MANAGER_INTERFACE, MANAGER_PATH, RUN_INTERFACE, run_path};
 use crate::daemon::command::LaunchRequest;
 use crate::model::{
     AuditEvent, AuditRow, Containment, Error, ErrorKind, EventKind, ExitStatus, KillAnswer, KillMode, ProcessSeen,
@@ -30,7 +30,7 @@ use crate::model::{
 };
 
 pub use super::manager::Description;
-pub use super::{AuditReport, RunFilter};
+pub use super::{AuditReport, Bus, RunFilter};
 
 /// The time that connecting may take.
 const CONNECT: Duration = Duration::from_secs(5);

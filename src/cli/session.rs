@@ -13,8 +13,7 @@ use rustix::process::{child_subreaper, set_child_subreaper};
 use super::args::Global;
 use super::inherited;
 use super::output::{escape, hint, note};
-use crate::bus::Bus;
-use crate::bus::client::{Client, OnBus, connect_socket};
+use crate::bus::client::{Bus, Client, OnBus, connect_socket};
 use crate::daemon::state_dir;
 use crate::model::{Containment, Error, ErrorKind, InstanceKind};
 
