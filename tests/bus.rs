@@ -343,18 +343,28 @@ fn who_listens_is_told() {
         add.await.unwrap();
         let until = Instant::now() + Duration::from_secs(5);
         // The listener begins just after AddMatch is answered.
-        while i.signals.receiver_count() == 0 && Instant::now() < until {
+        while i.signals.receiver_count() < 2 && Instant::now() < until {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         i.signals.send(Signal::EventAppended(41)).unwrap();
-        i.signals.send(Signal::RunFinished(id(1), "exited")).unwrap();
+        i.signals.send(Signal::RunChanged(Arc::new(live(1, i.uid)))).unwrap();
+        // Somebody else's.
+        i.signals.send(Signal::RunChanged(Arc::new(live(2, i.uid + 1)))).unwrap();
+        i.signals.send(Signal::RunFinished(Arc::new(finished(2, i.uid + 1)))).unwrap();
+        i.signals.send(Signal::RunFinished(Arc::new(finished(1, i.uid)))).unwrap();
         let mut got = Vec::new();
-        while got.len() < 2 {
+        // Root is told of everybody's runs.
+        let wanted = if i.uid == 0 { 9 } else { 5 };
+        while got.len() < wanted {
             let message = std::future::poll_fn(|cx| Pin::new(&mut heard).poll_next(cx)).await.unwrap().unwrap();
             if message.header().message_type() == zbus::message::Type::Signal {
                 got.extend(message.header().member().map(|m| m.to_string()));
             }
         }
-        assert_eq!(got, ["EventAppended", "RunFinished"]);
+        // The audit and the runs are told of side by side, each in order.
+        got.retain(|member| member != "EventAppended");
+        assert_eq!(got.len(), wanted - 1);
+        let own = if i.uid == 0 { [&got[..1], &got[5..]].concat() } else { got };
+        assert_eq!(own, ["InterfacesAdded", "PropertiesChanged", "InterfacesRemoved", "RunFinished"]);
     });
 }

@@ -1,15 +1,16 @@
 //! Who may see and do what, and how much at once.
 //!
-//! A run's owner and uid 0 may see it and act on it. For everybody else a run that exists and one that does not give
-//! the same answer.
+//! A run's owner and uid 0 may see it and act on it, and who is granted the right by polkit. For everybody else a run that
+//! exists and one that does not give the same answer.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::rights::{Peer, Right};
 use super::{History, Services};
-use crate::daemon::command::{Answer, Caller, Command};
+use crate::daemon::command::{Answer, Caller, Command, LaunchRequest};
 use crate::model::{Error, ErrorKind, Phase, RunId, RunView};
 
 /// Calls of one user that are worked on at the same time; further ones wait for a turn.
@@ -75,13 +76,13 @@ pub struct Request<'a> {
     /// The services asked.
     pub services: &'a Arc<Services>,
     /// Who asks.
-    pub caller: &'a Caller,
+    pub peer: &'a Peer,
 }
 
 impl Request<'_> {
     /// Asks the engine.
     pub async fn ask(&self, command: Command) -> Result<Answer, Error> {
-        self.services.commands.ask(command, self.caller.clone()).await
+        self.services.commands.ask(command, self.peer.caller.clone()).await
     }
 
     /// Reads from the store on a thread that may block.
@@ -93,19 +94,56 @@ impl Request<'_> {
         blocking(move || read(history.as_ref())).await
     }
 
-    /// The run with exactly this id, live or finished, if the caller may see it.
-    pub async fn run(&self, id: RunId) -> Result<Arc<RunView>, Error> {
+    /// Whether the caller has a right over what is not its own. Root has all, and so has the user whose instance this is.
+    pub async fn has(&self, right: Right) -> bool {
+        let uid = self.peer.caller.uid;
+        if uid == 0 || uid == self.services.about.uid {
+            return true;
+        }
+        match &self.peer.authority {
+            Some(authority) => authority.grants(right).await,
+            None => false,
+        }
+    }
+
+    /// Refuses who has not this right over the instance as a whole.
+    pub async fn demand(&self, right: Right) -> Result<(), Error> {
+        if self.has(right).await {
+            return Ok(());
+        }
+        Err(lacks(right))
+    }
+
+    /// Refuses a launch for somebody else, but by who may do that.
+    pub async fn may_launch(&self, request: &LaunchRequest) -> Result<(), Error> {
+        match request.uid {
+            Some(uid) if uid != self.peer.caller.uid => self.demand(Right::StartRun).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// The run with exactly this id, live or finished: the caller's own, or any for who has the right. A run of somebody
+    /// else and one that does not exist give the same answer, in the same way.
+    pub async fn run(&self, id: RunId, right: Right) -> Result<Arc<RunView>, Error> {
         let known = match self.services.published.run(id) {
             Some(view) => Some(view),
             None => self.read(move |h| h.run(id)).await?.map(Arc::new),
         };
-        known.filter(|v| may_see(self.caller, v)).ok_or_else(|| Error::no_such_run(id))
+        match known {
+            Some(view) if may_see(&self.peer.caller, &view) => Ok(view),
+            known if self.has(right).await => known.ok_or_else(|| Error::no_such_run(id)),
+            // Who may see it is told why nothing is done.
+            known if right != Right::ReadAll && self.has(Right::ReadAll).await => {
+                Err(known.map_or_else(|| Error::no_such_run(id), |_| lacks(right)))
+            }
+            _ => Err(Error::no_such_run(id)),
+        }
     }
 
     /// The run with this id or unique beginning of an id.
-    pub async fn find(&self, text: &str) -> Result<Arc<RunView>, Error> {
+    pub async fn find(&self, text: &str, right: Right) -> Result<Arc<RunView>, Error> {
         if let Ok(id) = text.parse() {
-            return self.run(id).await;
+            return self.run(id, right).await;
         }
         if !RunId::is_prefix(text) {
             let shown: String = text.chars().take(40).collect();
@@ -118,21 +156,15 @@ impl Request<'_> {
         }
         let digits = text.strip_prefix(RunId::PREFIX).unwrap_or(text);
         let prefix = format!("{}{digits}", RunId::PREFIX);
-        let live = self.services.published.live();
-        let mut ids: Vec<RunId> = live
-            .iter()
-            .map(|l| &l.view)
-            .filter(|v| may_see(self.caller, v) && v.spec.id.to_string().starts_with(&prefix))
-            .map(|v| v.spec.id)
-            .collect();
-        let owner = (self.caller.uid != 0).then_some(self.caller.uid);
-        let wanted = prefix.clone();
-        ids.extend(self.read(move |h| h.resolve(&wanted, owner)).await?);
-        ids.sort_unstable();
-        ids.dedup();
+        // Of one's own runs the beginning is enough; who has rights over all names one of all.
+        let own = self.matching(&prefix, (self.peer.caller.uid != 0).then_some(self.peer.caller.uid)).await?;
+        let ids = match own.as_slice() {
+            [] if self.has(right).await => self.matching(&prefix, None).await?,
+            _ => own,
+        };
         match ids.as_slice() {
             [] => Err(Error::no_such_run(text)),
-            [id] => self.run(*id).await,
+            [id] => self.run(*id, right).await,
             some => {
                 let some: Vec<_> = some.iter().take(3).map(RunId::to_string).collect();
                 Err(Error::new(
@@ -143,11 +175,35 @@ impl Request<'_> {
         }
     }
 
+    /// The ids that begin so, of one owner's runs or of all.
+    async fn matching(&self, prefix: &str, owner: Option<u32>) -> Result<Vec<RunId>, Error> {
+        let live = self.services.published.live();
+        let mut ids: Vec<RunId> = live
+            .iter()
+            .map(|l| &l.view)
+            .filter(|v| owner.is_none_or(|uid| uid == v.spec.uid) && v.spec.id.to_string().starts_with(prefix))
+            .map(|v| v.spec.id)
+            .collect();
+        let wanted = prefix.to_owned();
+        ids.extend(self.read(move |h| h.resolve(&wanted, owner)).await?);
+        ids.sort_unstable();
+        ids.dedup();
+        Ok(ids)
+    }
+
     /// The live run with this id or unique beginning of an id.
-    pub async fn find_live(&self, text: &str) -> Result<RunId, Error> {
-        let view = self.find(text).await?;
+    pub async fn find_live(&self, text: &str, right: Right) -> Result<RunId, Error> {
+        let view = self.find(text, right).await?;
         if view.phase == Phase::Finished { Err(Error::already_finished(view.spec.id)) } else { Ok(view.spec.id) }
     }
+}
+
+fn lacks(right: Right) -> Error {
+    let action = right.action();
+    Error::new(
+        ErrorKind::NotAuthorized,
+        format!("only root, the user whose instance this is, and who is granted {action} by polkit may do this"),
+    )
 }
 
 /// Does what may block on a thread of its own.

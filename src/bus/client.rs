@@ -98,12 +98,16 @@ impl Client {
     /// Looks for the instance on a message bus, which may start it.
     pub async fn on_bus(bus: Bus) -> OnBus {
         let Some(connection) = connect_bus(bus).await else { return OnBus::Absent };
-        // The bus starts what it can start, and waits for its name; of what is there already it says so at once.
-        let driver = ("org.freedesktop.DBus", "/org/freedesktop/DBus");
-        let body = (BUS_NAME, 0_u32);
-        let started = connection.call_method(Some(driver.0), driver.1, Some(driver.0), "StartServiceByName", &body);
+        let started = async {
+            let driver = zbus::fdo::DBusProxy::new(&connection).await?;
+            // Asked first: a bus does not know how to start what somebody else has started.
+            if !driver.name_has_owner(BUS_NAME.try_into()?).await? {
+                driver.start_service_by_name(BUS_NAME.try_into()?, 0).await?;
+            }
+            Ok::<_, zbus::Error>(())
+        };
         match tokio::time::timeout(CALL, started).await {
-            Ok(Ok(_)) => OnBus::There(Self { connection }),
+            Ok(Ok(())) => OnBus::There(Self { connection }),
             Ok(Err(e)) if is_unknown(&e) => OnBus::Absent,
             Ok(Err(e)) => OnBus::Broken(from_bus(e).message),
             Err(_) => OnBus::Broken(format!("it did not start within {} s", CALL.as_secs())),

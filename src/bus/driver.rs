@@ -24,6 +24,12 @@ pub struct Listening {
 }
 
 impl Listening {
+    /// The peer listens.
+    pub fn begin(&self) {
+        self.on.store(true, Ordering::Release);
+        self.changed.notify_one();
+    }
+
     /// Returns once the peer has asked for signals.
     pub async fn begun(&self) {
         while !self.on.load(Ordering::Acquire) {
@@ -50,8 +56,7 @@ impl Driver {
     }
 
     async fn add_match(&self, _rule: &str) {
-        self.listening.on.store(true, Ordering::Release);
-        self.listening.changed.notify_one();
+        self.listening.begin();
     }
 
     async fn remove_match(&self, _rule: &str) {}

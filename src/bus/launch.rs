@@ -194,7 +194,9 @@ fn check(request: &LaunchRequest) -> Result<(), Error> {
         Some(command) if command.is_empty() => return Err(Error::invalid("Command is the empty string")),
         Some(_) => {}
     }
-    if request.cwd.first() != Some(&b'/') || request.cwd.len() > PATH_MAX {
+    // Absent, it is the home directory of the run's owner.
+    let absolute = request.cwd.is_empty() || request.cwd.first() == Some(&b'/');
+    if !absolute || request.cwd.len() > PATH_MAX {
         return Err(Error::invalid(format!("WorkingDirectory is an absolute path of at most {PATH_MAX} bytes")));
     }
     // The position and not the entry: it may hold a secret.

@@ -11,10 +11,11 @@ use zbus::{Connection, DeserializeDict, OwnedObjectPath, OwnedVariant, Serialize
 use super::access::{Request, unexpected};
 use super::error::Refusal;
 use super::launch::ReservedDict;
+use super::rights::{Peer, Right};
 use super::view::{self, KillDict, RunDict};
 use super::wire::Marshalled;
 use super::{RunFilter, Services, access, launch, run_path};
-use crate::daemon::command::{Answer, Caller, Command};
+use crate::daemon::command::{Answer, Command};
 use crate::daemon::published::Ending;
 use crate::model::{AuditRow, Error, ErrorKind, KillMode, Phase, Rule, RunId, RunView, Wall};
 
@@ -38,6 +39,7 @@ pub struct FilterDict {
     #[zbus(rename = "SinceUSec")]
     since_usec: Option<u64>,
     finished: Option<bool>,
+    all_users: Option<bool>,
     limit: Option<u32>,
 }
 
@@ -50,6 +52,7 @@ impl From<&RunFilter> for FilterDict {
             uid: f.uid,
             since_usec: f.since.map(|s| s.0),
             finished: f.finished.then_some(true),
+            all_users: f.all_users.then_some(true),
             limit: (f.limit != 0).then_some(f.limit),
         }
     }
@@ -76,10 +79,11 @@ fn filter(dict: &HashMap<String, OwnedVariant>) -> Result<RunFilter, Error> {
             "UID" => filter.uid = Some(u32::try_from(value).map_err(|_| bad(key, "u"))?),
             "SinceUSec" => filter.since = Some(Wall(u64::try_from(value).map_err(|_| bad(key, "t"))?)),
             "Finished" => filter.finished = bool::try_from(value).map_err(|_| bad(key, "b"))?,
+            "AllUsers" => filter.all_users = bool::try_from(value).map_err(|_| bad(key, "b"))?,
             "Limit" => filter.limit = u32::try_from(value).map_err(|_| bad(key, "u"))?.clamp(1, RunFilter::MAX_LIMIT),
             other => {
                 return Err(Error::invalid(format!(
-                    "{:?} is not a filter: use Workflow, Phase, Health, UID, SinceUSec, Finished or Limit",
+                    "{:?} is not a filter: use Workflow, Phase, Health, UID, SinceUSec, Finished, AllUsers or Limit",
                     other.chars().take(40).collect::<String>()
                 )));
             }
@@ -151,21 +155,21 @@ pub struct AuditDict {
 /// The manager, as one peer sees it.
 pub struct Manager {
     services: Arc<Services>,
-    caller: Caller,
+    peer: Peer,
 }
 
 impl Manager {
     /// The manager for this peer.
-    pub fn new(services: Arc<Services>, caller: Caller) -> Self {
-        Self { services, caller }
+    pub fn new(services: Arc<Services>, peer: Peer) -> Self {
+        Self { services, peer }
     }
 
     fn request(&self) -> Request<'_> {
-        Request { services: &self.services, caller: &self.caller }
+        Request { services: &self.services, peer: &self.peer }
     }
 
     async fn turn(&self) -> Result<access::Turn, Error> {
-        self.services.calls.enter(self.caller.uid).await
+        self.services.calls.enter(self.peer.caller.uid).await
     }
 
     async fn launched(&self, command: Command) -> Result<(String, OwnedObjectPath), Refusal> {
@@ -174,17 +178,10 @@ impl Manager {
             other => Err(unexpected(&other).into()),
         }
     }
-
-    /// Only who may see every run may see, check and steer the instance as a whole.
-    fn operator(&self) -> Result<(), Error> {
-        if self.caller.uid == 0 || self.caller.uid == self.services.about.uid {
-            return Ok(());
-        }
-        Err(Error::new(ErrorKind::NotAuthorized, "only root and the user whose instance this is may do this"))
-    }
 }
 
-fn object_path(run: RunId) -> Result<OwnedObjectPath, Error> {
+/// The path of a run's object.
+pub fn object_path(run: RunId) -> Result<OwnedObjectPath, Error> {
     OwnedObjectPath::try_from(run_path(run)).map_err(|e| Error::internal(e.to_string()))
 }
 
@@ -227,7 +224,9 @@ impl Manager {
     #[zbus(out_args("run_id", "path"))]
     async fn start_run(&self, options: HashMap<String, OwnedVariant>) -> Result<(String, OwnedObjectPath), Refusal> {
         let _turn = self.turn().await?;
-        self.launched(Command::Start { request: launch::parse(&options)? }).await
+        let request = launch::parse(&options)?;
+        self.request().may_launch(&request).await?;
+        self.launched(Command::Start { request }).await
     }
 
     /// Reserves an id for a run with these options, for some seconds. Where cgroups are the instance's own, the run's comes
@@ -240,6 +239,7 @@ impl Manager {
     ) -> Result<(String, ReservedDict, Vec<zbus::OwnedFd>), Refusal> {
         let _turn = self.turn().await?;
         let request = launch::parse(&options)?;
+        self.request().may_launch(&request).await?;
         let (container, given) = tokio::sync::oneshot::channel();
         match self.request().ask(Command::Reserve { request, container }).await? {
             Answer::Reserved(reserved) => {
@@ -259,6 +259,9 @@ impl Manager {
     ) -> Result<(String, OwnedObjectPath), Refusal> {
         let _turn = self.turn().await?;
         let request = launch::parse(&options)?;
+        if request.uid.is_some_and(|uid| uid != self.peer.caller.uid) {
+            return Err(Error::invalid("a foreground run is its caller's: leave out UID").into());
+        }
         self.launched(Command::Attach { request, child: child.into() }).await
     }
 
@@ -266,7 +269,7 @@ impl Manager {
     async fn report_exit(&self, run: &str, kind: &str, value: i32) -> Result<(), Refusal> {
         let _turn = self.turn().await?;
         let status = view::exit_status_from(kind, value)?;
-        let run = self.request().find_live(run).await?;
+        let run = self.request().find_live(run, Right::KillRun).await?;
         self.request().ask(Command::ReportExit { run, status }).await?;
         Ok(())
     }
@@ -276,7 +279,7 @@ impl Manager {
     async fn kill_run(&self, run: &str, mode: &str, reason: String) -> Result<KillDict, Refusal> {
         let _turn = self.turn().await?;
         let (mode, text) = kill_arguments(mode, reason)?;
-        let run = self.request().find_live(run).await?;
+        let run = self.request().find_live(run, Right::KillRun).await?;
         match self.request().ask(Command::Kill { run, mode, text }).await? {
             Answer::Kill(answer) => Ok(KillDict::from(&answer)),
             other => Err(unexpected(&other).into()),
@@ -291,15 +294,15 @@ impl Manager {
         timeout_usec: u64,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<RunDict, Refusal> {
-        let _wait = self.services.calls.enter_wait(self.caller.uid)?;
-        let known = self.request().find(run).await?;
+        let _wait = self.services.calls.enter_wait(self.peer.caller.uid)?;
+        let known = self.request().find(run, Right::ReadAll).await?;
         if known.phase == Phase::Finished {
             return Ok(RunDict::from(known.as_ref()));
         }
         let id = known.spec.id;
         let receiver = match self.services.published.ending(id) {
             Ending::Finished(view) => return Ok(RunDict::from(view.as_ref())),
-            Ending::Unknown => return Ok(RunDict::from(self.request().run(id).await?.as_ref())),
+            Ending::Unknown => return Ok(RunDict::from(self.request().run(id, Right::ReadAll).await?.as_ref())),
             Ending::Pending(receiver) => receiver,
         };
         let timeout = async {
@@ -327,7 +330,7 @@ impl Manager {
     async fn extend_run(&self, run: &str, limit: &str, by_usec: u64) -> Result<u64, Refusal> {
         let _turn = self.turn().await?;
         let (rule, by) = (timer(limit)?, launch::duration("the extension", by_usec)?);
-        let run = self.request().find_live(run).await?;
+        let run = self.request().find_live(run, Right::KillRun).await?;
         match self.request().ask(Command::Extend { run, rule, by }).await? {
             Answer::Deadline(at) => Ok(at.0),
             other => Err(unexpected(&other).into()),
@@ -337,7 +340,7 @@ impl Manager {
     /// Pauses a run.
     async fn freeze_run(&self, run: &str) -> Result<(), Refusal> {
         let _turn = self.turn().await?;
-        let run = self.request().find_live(run).await?;
+        let run = self.request().find_live(run, Right::KillRun).await?;
         self.request().ask(Command::Freeze(run)).await?;
         Ok(())
     }
@@ -345,7 +348,7 @@ impl Manager {
     /// Lets a paused run go on.
     async fn thaw_run(&self, run: &str) -> Result<(), Refusal> {
         let _turn = self.turn().await?;
-        let run = self.request().find_live(run).await?;
+        let run = self.request().find_live(run, Right::KillRun).await?;
         self.request().ask(Command::Thaw(run)).await?;
         Ok(())
     }
@@ -357,10 +360,17 @@ impl Manager {
         let mut filter = filter(&filter_by)?;
         let live = self.services.published.live();
         let mut over = Vec::new();
+        let uid = self.peer.caller.uid;
+        // Who lists their own runs need not wait for polkit.
+        let others = filter.all_users || filter.uid.is_some_and(|wanted| wanted != uid);
+        let see_all = uid == 0 || (others && self.request().has(Right::ReadAll).await);
+        if filter.all_users {
+            self.request().demand(Right::ReadAll).await?;
+        }
         if filter.finished {
-            let wanted = filter.uid.is_none_or(|uid| self.caller.uid == 0 || uid == self.caller.uid);
-            if self.caller.uid != 0 {
-                filter.uid = Some(self.caller.uid);
+            let wanted = filter.uid.is_none_or(|wanted| see_all || wanted == uid);
+            if !see_all {
+                filter.uid = Some(uid);
             }
             if wanted {
                 let stored = filter.clone();
@@ -370,7 +380,7 @@ impl Manager {
             let seen: HashSet<RunId> = live.iter().map(|v| v.view.spec.id).collect();
             over.retain(|v| v.phase == Phase::Finished && !seen.contains(&v.spec.id));
         }
-        let shown = |v: &RunView| access::may_see(&self.caller, v);
+        let shown = |v: &RunView| see_all || access::may_see(&self.peer.caller, v);
         let live = live.iter().filter(|l| filter.admits(&l.view) && shown(&l.view));
         let live = live.map(|l| RunDict::with_usage(&l.view, l.usage.get()));
         Ok(Marshalled::of(live.chain(over.iter().filter(|v| shown(v)).map(RunDict::from))))
@@ -380,14 +390,14 @@ impl Manager {
     #[zbus(out_args("path"))]
     async fn get_run(&self, run: &str) -> Result<OwnedObjectPath, Refusal> {
         let _turn = self.turn().await?;
-        Ok(object_path(self.request().find(run).await?.spec.id)?)
+        Ok(object_path(self.request().find(run, Right::ReadAll).await?.spec.id)?)
     }
 
     /// Everything about one run, read anew if it is live.
     #[zbus(out_args("view"))]
     async fn show_run(&self, run: &str) -> Result<RunDict, Refusal> {
         let _turn = self.turn().await?;
-        let view = self.request().find(run).await?;
+        let view = self.request().find(run, Right::ReadAll).await?;
         if view.phase == Phase::Finished {
             return Ok(RunDict::from(view.as_ref()));
         }
@@ -396,14 +406,14 @@ impl Manager {
             Err(e) if !matches!(e.kind, ErrorKind::NoSuchRun | ErrorKind::AlreadyFinished) => return Err(e.into()),
             _ => {}
         }
-        Ok(RunDict::from(self.request().run(view.spec.id).await?.as_ref()))
+        Ok(RunDict::from(self.request().run(view.spec.id, Right::ReadAll).await?.as_ref()))
     }
 
     /// The audit after a row, in order. The signal EventAppended says that there is more.
     #[zbus(out_args("events"))]
     async fn events(&self, after: u64, max: u32) -> Result<Vec<WireEvent>, Refusal> {
         let _turn = self.turn().await?;
-        self.operator()?;
+        self.request().demand(Right::ReadAll).await?;
         let rows = self.request().read(move |h| h.events(after, max.clamp(1, EVENTS_MAX), None)).await?;
         Ok(rows.into_iter().map(event).collect())
     }
@@ -412,7 +422,7 @@ impl Manager {
     #[zbus(out_args("events"))]
     async fn run_events(&self, run: &str, after: u64, max: u32) -> Result<Vec<WireEvent>, Refusal> {
         let _turn = self.turn().await?;
-        let id = self.request().find(run).await?.spec.id;
+        let id = self.request().find(run, Right::ReadAll).await?.spec.id;
         let rows = self.request().read(move |h| h.events(after, max.clamp(1, EVENTS_MAX), Some(id))).await?;
         Ok(rows.into_iter().map(event).collect())
     }
@@ -421,7 +431,7 @@ impl Manager {
     #[zbus(out_args("report"))]
     async fn audit_verify(&self) -> Result<AuditDict, Refusal> {
         let _turn = self.turn().await?;
-        self.operator()?;
+        self.request().demand(Right::ReadAll).await?;
         let report = self.request().read(|h| h.verify()).await?;
         Ok(AuditDict {
             intact: report.broken.is_none(),
@@ -437,7 +447,7 @@ impl Manager {
     /// Reads the configuration anew, whole or not at all.
     async fn reload(&self) -> Result<(), Refusal> {
         let _turn = self.turn().await?;
-        self.operator()?;
+        self.request().demand(Right::Manage).await?;
         self.request().ask(Command::Reload).await?;
         Ok(())
     }
@@ -445,7 +455,7 @@ impl Manager {
     /// Stops the instance. Live runs go on; the next instance takes them up.
     async fn stop(&self) -> Result<(), Refusal> {
         let _turn = self.turn().await?;
-        self.operator()?;
+        self.request().demand(Right::Manage).await?;
         self.request().ask(Command::Stop).await?;
         Ok(())
     }
@@ -503,27 +513,27 @@ impl Manager {
         self.services.about.backend.as_str().to_owned()
     }
 
-    #[zbus(property(emits_changed_signal = "false"))]
+    #[zbus(property)]
     async fn health(&self) -> String {
         self.services.published.instance().health.as_str().into()
     }
 
-    #[zbus(property(emits_changed_signal = "false"))]
+    #[zbus(property)]
     async fn health_reasons(&self) -> Vec<String> {
         self.services.published.instance().reasons
     }
 
-    #[zbus(property(emits_changed_signal = "false"))]
+    #[zbus(property)]
     async fn runs_active(&self) -> u64 {
         self.services.published.active() as u64
     }
 
-    #[zbus(property(emits_changed_signal = "false"))]
+    #[zbus(property)]
     async fn runs_total(&self) -> u64 {
         self.services.published.instance().runs_total
     }
 
-    #[zbus(property(emits_changed_signal = "false"))]
+    #[zbus(property)]
     async fn kills_total(&self) -> u64 {
         self.services.published.instance().kills_total
     }

@@ -16,7 +16,9 @@ mod driver;
 mod error;
 mod launch;
 mod manager;
+mod object_manager;
 mod on_bus;
+mod rights;
 mod run;
 mod server;
 pub mod socket;
@@ -29,7 +31,8 @@ use std::sync::Arc;
 
 use tokio::sync::broadcast;
 
-pub use on_bus::serve_on;
+pub use on_bus::{Held, serve_on};
+pub use rights::Right;
 pub use server::{Connections, serve_private};
 pub use which::Bus;
 
@@ -72,6 +75,8 @@ pub struct RunFilter {
     pub since: Option<Wall>,
     /// The finished ones too, from the store.
     pub finished: bool,
+    /// Everybody's, and not those of who asks alone. Needs the right to see them; root gets them in any case.
+    pub all_users: bool,
     /// At most so many finished ones, newest first; 0 for [`RunFilter::DEFAULT_LIMIT`].
     pub limit: u32,
 }
@@ -156,8 +161,12 @@ pub struct About {
 pub enum Signal {
     /// The audit has a row with this number.
     EventAppended(u64),
-    /// A run is over; the outcome's code (`exited`, `killed`, …).
-    RunFinished(RunId, &'static str),
+    /// A run began, or something about it changed.
+    RunChanged(Arc<RunView>),
+    /// A run is over.
+    RunFinished(Arc<RunView>),
+    /// The instance's own state changed.
+    InstanceChanged,
 }
 
 /// Reads the processes of a live run. May block.

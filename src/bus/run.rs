@@ -8,31 +8,32 @@ use zbus::interface;
 use super::access::{self, Request, blocking, unexpected};
 use super::error::Refusal;
 use super::manager::{kill_arguments, timer};
+use super::rights::{Peer, Right};
 use super::view::{self, KillDict, WireActor, WireHealth, WireOutcome, WireProcess, WireReason, WireStep, usec};
 use super::{Services, launch};
-use crate::daemon::command::{Answer, Caller, Command};
+use crate::daemon::command::{Answer, Command};
 use crate::model::{Error, Outcome, Phase, ProcessId, Receipt, RunView, Wall};
 
 /// One run, as one peer sees it. Only made for a run that the peer may see.
 pub struct RunObject {
     services: Arc<Services>,
-    caller: Caller,
+    peer: Peer,
     /// The run as it was when the object was made; it stands once the run has left the published views.
     made: Arc<RunView>,
 }
 
 impl RunObject {
     /// The object of this run.
-    pub fn new(services: Arc<Services>, caller: Caller, made: Arc<RunView>) -> Self {
-        Self { services, caller, made }
+    pub fn new(services: Arc<Services>, peer: Peer, made: Arc<RunView>) -> Self {
+        Self { services, peer, made }
     }
 
     fn request(&self) -> Request<'_> {
-        Request { services: &self.services, caller: &self.caller }
+        Request { services: &self.services, peer: &self.peer }
     }
 
     async fn turn(&self) -> Result<access::Turn, Error> {
-        self.services.calls.enter(self.caller.uid).await
+        self.services.calls.enter(self.peer.caller.uid).await
     }
 
     async fn now(&self) -> Result<Arc<RunView>, Refusal> {
@@ -42,7 +43,7 @@ impl RunObject {
         }
         match self.services.published.run(id) {
             Some(view) => Ok(view),
-            None => Ok(self.request().run(id).await?),
+            None => Ok(self.request().run(id, Right::ReadAll).await?),
         }
     }
 
@@ -51,7 +52,11 @@ impl RunObject {
     }
 
     async fn act(&self, command: Command) -> Result<Answer, Refusal> {
-        if self.now().await?.phase == Phase::Finished {
+        let view = self.now().await?;
+        if !access::may_see(&self.peer.caller, &view) {
+            self.request().demand(Right::KillRun).await?;
+        }
+        if view.phase == Phase::Finished {
             return Err(Error::already_finished(self.made.spec.id).into());
         }
         Ok(self.request().ask(command).await?)
@@ -158,25 +163,25 @@ impl RunObject {
         Ok(v.spec.user.clone())
     }
 
-    #[zbus(property(emits_changed_signal = "false"))]
+    #[zbus(property(emits_changed_signal = "invalidates"))]
     async fn main_process(&self) -> Result<(u32, u64), Refusal> {
         let v = self.now().await?;
         Ok(process(v.spec.main))
     }
 
-    #[zbus(property(emits_changed_signal = "false"))]
+    #[zbus(property(emits_changed_signal = "invalidates"))]
     async fn client_process(&self) -> Result<(u32, u64), Refusal> {
         let v = self.now().await?;
         Ok(process(v.spec.client))
     }
 
-    #[zbus(property(emits_changed_signal = "false"), name = "InitTimeoutUSec")]
+    #[zbus(property(emits_changed_signal = "invalidates"), name = "InitTimeoutUSec")]
     async fn init_timeout_usec(&self) -> Result<u64, Refusal> {
         let v = self.now().await?;
         Ok(v.spec.limits.init_timeout.map_or(u64::MAX, usec))
     }
 
-    #[zbus(property(emits_changed_signal = "false"), name = "MaxRuntimeUSec")]
+    #[zbus(property(emits_changed_signal = "invalidates"), name = "MaxRuntimeUSec")]
     async fn max_runtime_usec(&self) -> Result<u64, Refusal> {
         let v = self.now().await?;
         Ok(v.spec.limits.max_runtime.map_or(u64::MAX, usec))
@@ -218,25 +223,25 @@ impl RunObject {
         Ok(v.spec.limits.isolate_pids)
     }
 
-    #[zbus(property(emits_changed_signal = "false"))]
+    #[zbus(property(emits_changed_signal = "invalidates"))]
     async fn log_path(&self) -> Result<String, Refusal> {
         let v = self.now().await?;
         Ok(v.spec.log.as_ref().map(|p| p.to_string_lossy().into_owned()).unwrap_or_default())
     }
 
-    #[zbus(property(emits_changed_signal = "false"))]
+    #[zbus(property)]
     async fn phase(&self) -> Result<String, Refusal> {
         let v = self.now().await?;
         Ok(v.phase.as_str().into())
     }
 
-    #[zbus(property(emits_changed_signal = "false"))]
+    #[zbus(property)]
     async fn health(&self) -> Result<String, Refusal> {
         let v = self.now().await?;
         Ok(v.health.as_str().into())
     }
 
-    #[zbus(property(emits_changed_signal = "false"))]
+    #[zbus(property(emits_changed_signal = "invalidates"))]
     async fn health_reasons(&self) -> Result<Vec<WireHealth>, Refusal> {
         let v = self.now().await?;
         Ok(view::health_reasons(&v))
@@ -248,31 +253,31 @@ impl RunObject {
         Ok(v.spec.containment.as_str().into())
     }
 
-    #[zbus(property(emits_changed_signal = "false"))]
+    #[zbus(property(emits_changed_signal = "invalidates"))]
     async fn control_group(&self) -> Result<String, Refusal> {
         let v = self.now().await?;
         Ok(view::cgroup(&v).map(|c| c.path.to_string_lossy().into_owned()).unwrap_or_default())
     }
 
-    #[zbus(property(emits_changed_signal = "false"))]
+    #[zbus(property(emits_changed_signal = "invalidates"))]
     async fn control_group_inode(&self) -> Result<u64, Refusal> {
         let v = self.now().await?;
         Ok(view::cgroup(&v).map_or(0, |c| c.inode))
     }
 
-    #[zbus(property(emits_changed_signal = "false"))]
+    #[zbus(property(emits_changed_signal = "invalidates"))]
     async fn shim_process(&self) -> Result<(u32, u64), Refusal> {
         let v = self.now().await?;
         Ok(view::shim(&v).unwrap_or_default())
     }
 
-    #[zbus(property(emits_changed_signal = "false"))]
+    #[zbus(property(emits_changed_signal = "invalidates"))]
     async fn shim_record(&self) -> Result<String, Refusal> {
         let v = self.now().await?;
         Ok(view::shim_record(&v).unwrap_or_default())
     }
 
-    #[zbus(property(emits_changed_signal = "false"))]
+    #[zbus(property)]
     async fn frozen(&self) -> Result<bool, Refusal> {
         let v = self.now().await?;
         Ok(v.frozen)
@@ -284,37 +289,37 @@ impl RunObject {
         Ok(v.created_at.0)
     }
 
-    #[zbus(property(emits_changed_signal = "false"), name = "StartTimestampUSec")]
+    #[zbus(property(emits_changed_signal = "invalidates"), name = "StartTimestampUSec")]
     async fn start_timestamp_usec(&self) -> Result<u64, Refusal> {
         let v = self.now().await?;
         Ok(wall(v.started_at))
     }
 
-    #[zbus(property(emits_changed_signal = "false"), name = "ReadyTimestampUSec")]
+    #[zbus(property(emits_changed_signal = "invalidates"), name = "ReadyTimestampUSec")]
     async fn ready_timestamp_usec(&self) -> Result<u64, Refusal> {
         let v = self.now().await?;
         Ok(wall(v.ready_at))
     }
 
-    #[zbus(property(emits_changed_signal = "false"), name = "FinishTimestampUSec")]
+    #[zbus(property(emits_changed_signal = "invalidates"), name = "FinishTimestampUSec")]
     async fn finish_timestamp_usec(&self) -> Result<u64, Refusal> {
         let v = self.now().await?;
         Ok(wall(v.finished_at))
     }
 
-    #[zbus(property(emits_changed_signal = "false"))]
+    #[zbus(property(emits_changed_signal = "invalidates"))]
     async fn deadlines(&self) -> Result<Vec<(String, u64)>, Refusal> {
         let v = self.now().await?;
         Ok(view::deadlines(&v))
     }
 
-    #[zbus(property(emits_changed_signal = "false"))]
+    #[zbus(property)]
     async fn outcome(&self) -> Result<WireOutcome, Refusal> {
         let v = self.now().await?;
         Ok(v.outcome.as_ref().map(view::outcome).unwrap_or_default())
     }
 
-    #[zbus(property(emits_changed_signal = "false"))]
+    #[zbus(property(emits_changed_signal = "invalidates"))]
     async fn outcome_reason(&self) -> Result<WireReason, Refusal> {
         Ok(match &self.now().await?.outcome {
             Some(Outcome::Killed { reason }) => view::reason(reason),
@@ -322,62 +327,62 @@ impl RunObject {
         })
     }
 
-    #[zbus(property(emits_changed_signal = "false"))]
+    #[zbus(property(emits_changed_signal = "invalidates"))]
     async fn kill_mode(&self) -> Result<String, Refusal> {
         self.receipt(|r| r.mode.as_str().to_owned()).await
     }
 
-    #[zbus(property(emits_changed_signal = "false"))]
+    #[zbus(property(emits_changed_signal = "invalidates"))]
     async fn kill_reason(&self) -> Result<WireReason, Refusal> {
         self.receipt(|r| view::reason(&r.reason)).await
     }
 
-    #[zbus(property(emits_changed_signal = "false"))]
+    #[zbus(property(emits_changed_signal = "invalidates"))]
     async fn kill_actor(&self) -> Result<WireActor, Refusal> {
         self.receipt(|r| view::actor(&r.actor)).await
     }
 
-    #[zbus(property(emits_changed_signal = "false"), name = "KillTimestampUSec")]
+    #[zbus(property(emits_changed_signal = "invalidates"), name = "KillTimestampUSec")]
     async fn kill_timestamp_usec(&self) -> Result<u64, Refusal> {
         self.receipt(|r| r.requested_at.0).await
     }
 
-    #[zbus(property(emits_changed_signal = "false"), name = "KillDurationUSec")]
+    #[zbus(property(emits_changed_signal = "invalidates"), name = "KillDurationUSec")]
     async fn kill_duration_usec(&self) -> Result<u64, Refusal> {
         self.receipt(|r| r.duration_usec).await
     }
 
-    #[zbus(property(emits_changed_signal = "false"))]
+    #[zbus(property(emits_changed_signal = "invalidates"))]
     async fn kill_steps(&self) -> Result<Vec<WireStep>, Refusal> {
         self.receipt(view::steps).await
     }
 
-    #[zbus(property(emits_changed_signal = "false"))]
+    #[zbus(property(emits_changed_signal = "invalidates"))]
     async fn kill_terminated(&self) -> Result<u32, Refusal> {
         self.receipt(|r| r.terminated).await
     }
 
-    #[zbus(property(emits_changed_signal = "false"))]
+    #[zbus(property(emits_changed_signal = "invalidates"))]
     async fn kill_killed(&self) -> Result<u32, Refusal> {
         self.receipt(|r| r.killed).await
     }
 
-    #[zbus(property(emits_changed_signal = "false"))]
+    #[zbus(property(emits_changed_signal = "invalidates"))]
     async fn kill_proved(&self) -> Result<bool, Refusal> {
         self.receipt(|r| r.proved).await
     }
 
-    #[zbus(property(emits_changed_signal = "false"))]
+    #[zbus(property(emits_changed_signal = "invalidates"))]
     async fn kill_survivors(&self) -> Result<u32, Refusal> {
         self.receipt(|r| r.survivors).await
     }
 
-    #[zbus(property(emits_changed_signal = "false"))]
+    #[zbus(property(emits_changed_signal = "invalidates"))]
     async fn kill_processes(&self) -> Result<Vec<WireProcess>, Refusal> {
         self.receipt(|r| view::processes(&r.processes)).await
     }
 
-    #[zbus(property(emits_changed_signal = "false"))]
+    #[zbus(property(emits_changed_signal = "invalidates"))]
     async fn kill_processes_total(&self) -> Result<u32, Refusal> {
         self.receipt(|r| r.processes_total).await
     }
@@ -418,7 +423,7 @@ impl RunObject {
         Ok(v.usage.activity_bytes.unwrap_or(u64::MAX))
     }
 
-    #[zbus(property(emits_changed_signal = "false"))]
+    #[zbus(property(emits_changed_signal = "invalidates"))]
     async fn notices(&self) -> Result<Vec<String>, Refusal> {
         let v = self.now().await?;
         Ok(v.notices.clone())

@@ -1,6 +1,7 @@
 //! Accepts connections on the private socket and serves each peer. Apart from root, only the instance's own user may
 //! connect; who a peer is, the kernel says.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -11,22 +12,28 @@ use std::time::Duration;
 use nix::sys::socket::{getsockopt, sockopt};
 use tokio::net::UnixStream;
 use tokio::sync::{Semaphore, broadcast, watch};
+use zbus::names::{BusName, InterfaceName};
 use zbus::object_server::SignalEmitter;
-use zbus::{Guid, Message, ObjectServer, OwnedGuid};
+use zbus::{Guid, Message, ObjectServer, OwnedGuid, Variant};
 
 use super::access::Request;
 use super::driver::{DRIVER_PATH, Driver, Listening};
 use super::manager::Manager;
+use super::object_manager::{ObjectManager, Told};
+use super::rights::{Peer, Right};
 use super::run::RunObject;
-use super::socket::{self, Look};
-use super::{MANAGER_PATH, RUN_PATH, Services, Signal, run_path};
+use super::socket;
+pub(super) use super::socket::Look;
+use super::{MANAGER_INTERFACE, MANAGER_PATH, RUN_PATH, Services, Signal, run_path};
 use crate::daemon::command::Caller;
-use crate::model::RunId;
+use crate::model::{Outcome, RunId};
 
 /// Connections at the same time; a further one waits in the socket's backlog for one to close. Each foreground run holds one.
 const CONNECTIONS_MAX: usize = 4096;
 /// The time a peer has for the handshake.
 const HANDSHAKE: Duration = Duration::from_secs(5);
+/// The time in which changes of the instance are told together.
+const TOGETHER: Duration = Duration::from_millis(50);
 /// Objects of runs that one connection keeps; the one made first goes.
 const OBJECTS_MAX: usize = 64;
 
@@ -95,39 +102,63 @@ struct Names(HashMap<u32, String>);
 impl Names {
     /// The name of a uid, or the uid again.
     fn of(&mut self, uid: u32) -> String {
-        let look_up = || {
-            let user = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid)).ok().flatten();
-            user.map_or_else(|| uid.to_string(), |u| u.name)
-        };
-        self.0.entry(uid).or_insert_with(look_up).clone()
+        self.0.entry(uid).or_insert_with(|| user_name(uid)).clone()
     }
 }
 
+/// The name of a uid, or the uid again. May block.
+pub(super) fn user_name(uid: u32) -> String {
+    let user = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid)).ok().flatten();
+    user.map_or_else(|| uid.to_string(), |u| u.name)
+}
+
 async fn serve(stream: UnixStream, services: Arc<Services>, caller: Caller, guid: OwnedGuid) -> zbus::Result<()> {
+    let peer = Peer { caller, authority: None, address: None };
+    let uid = peer.caller.uid;
+    let build = |look| zbus::connection::Builder::socket(socket::halves(stream, uid, look)).server(guid);
+    serve_peer(build, services, peer).await
+}
+
+/// Serves one peer over the connection that is built with a look at each message, until it is closed.
+pub(super) async fn serve_peer(
+    build: impl FnOnce(Look) -> zbus::connection::Builder<'static>,
+    services: Arc<Services>,
+    peer: Peer,
+) -> zbus::Result<()> {
     let listening = Arc::new(Listening::default());
     let (serving, server) = watch::channel(None);
-    let objects =
-        Arc::new(Objects { services: services.clone(), caller: caller.clone(), server, made: Mutex::default() });
-    let looked = objects.clone();
+    let objects = Arc::new(Objects { services: services.clone(), peer: peer.clone(), server, made: Mutex::default() });
     let look: Look = Arc::new(move |message| {
-        let objects = looked.clone();
+        let objects = objects.clone();
         Box::pin(async move { objects.look(&message).await })
     });
-    let build = zbus::connection::Builder::socket(socket::halves(stream, caller.uid, look))
-        .server(guid)
+    let mut build = build(look)
         .p2p()
-        .serve_at(DRIVER_PATH, Driver { listening: listening.clone() })
-        .serve_at(MANAGER_PATH, Manager::new(services.clone(), caller))
-        .build();
-    let connection = match tokio::time::timeout(HANDSHAKE, build).await {
+        .serve_at(MANAGER_PATH, Manager::new(services.clone(), peer.clone()))
+        .serve_at(RUN_PATH, ObjectManager::new(services.clone(), peer.clone()));
+    // A bus has its own driver, which knows who listens and sends them what is addressed to them.
+    if peer.address.is_some() {
+        listening.begin();
+    } else {
+        build = build.serve_at(DRIVER_PATH, Driver { listening: listening.clone() });
+    }
+    let connection = match tokio::time::timeout(HANDSHAKE, build.build()).await {
         Ok(built) => built?,
         Err(_) => return Err(zbus::Error::Handshake(format!("not done in {} s", HANDSHAKE.as_secs()))),
     };
     serving.send_replace(Some(connection.object_server().clone()));
-    let emitter = SignalEmitter::new(&connection, MANAGER_PATH)?;
+    let mut emitter = SignalEmitter::new(&connection, MANAGER_PATH)?;
+    if let Some(address) = &peer.address {
+        emitter = emitter.set_destination(BusName::try_from(address.as_str())?.to_owned());
+    }
     let telling = async {
         listening.begun().await;
-        tell(services.signals.subscribe(), &emitter).await;
+        let runs = tell_runs(&services, &emitter, peer);
+        // Everybody on a bus is told at once.
+        match emitter.destination() {
+            Some(_) => runs.await,
+            None => drop(tokio::join!(runs, tell_manager(&services, &emitter))),
+        }
         std::future::pending::<()>().await;
     };
     tokio::select! {
@@ -137,14 +168,21 @@ async fn serve(stream: UnixStream, services: Arc<Services>, caller: Caller, guid
     Ok(())
 }
 
-/// Passes signals on until none can come any more. A peer that does not read them is late, and then misses some; the
-/// numbers of EventAppended tell it so.
-async fn tell(mut signals: broadcast::Receiver<Signal>, emitter: &SignalEmitter<'_>) {
+/// Tells a peer of its runs, until no signal can come any more. One that does not read them is late, and then misses some.
+async fn tell_runs(services: &Services, emitter: &SignalEmitter<'_>, peer: Peer) {
+    let mut signals = services.signals.subscribe();
+    let mut told = Told::new(services, peer);
     loop {
         let sent = match signals.recv().await {
-            Ok(Signal::EventAppended(seq)) => Manager::event_appended(emitter, seq).await,
-            Ok(Signal::RunFinished(run, outcome)) => Manager::run_finished(emitter, &run.to_string(), outcome).await,
-            Err(broadcast::error::RecvError::Lagged(_)) => continue,
+            Ok(Signal::RunChanged(view)) if told.concerns(&view) => told.changed(emitter, view).await,
+            Ok(Signal::RunFinished(view)) if told.concerns(&view) => {
+                let outcome = view.outcome.as_ref().map_or("lost", Outcome::code);
+                match told.finished(emitter, &view).await {
+                    Ok(()) => Manager::run_finished(emitter, &view.spec.id.to_string(), outcome).await,
+                    failed => failed,
+                }
+            }
+            Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => continue,
             Err(broadcast::error::RecvError::Closed) => return,
         };
         if sent.is_err() {
@@ -153,10 +191,71 @@ async fn tell(mut signals: broadcast::Receiver<Signal>, emitter: &SignalEmitter<
     }
 }
 
+/// Tells of the audit and of the instance, which everybody may know, until no signal can come any more. The numbers of
+/// EventAppended tell who is late what they missed.
+pub(super) async fn tell_manager(services: &Services, emitter: &SignalEmitter<'_>) {
+    let mut signals = services.signals.subscribe();
+    let mut known = properties(services);
+    let mut due = None;
+    loop {
+        let signal = tokio::select! {
+            signal = signals.recv() => signal,
+            () = tokio::time::sleep_until(due.unwrap_or_else(tokio::time::Instant::now)), if due.is_some() => {
+                due = None;
+                if manager_changed(services, emitter, &mut known).await.is_err() {
+                    return;
+                }
+                continue;
+            }
+        };
+        let sent = match signal {
+            Ok(Signal::EventAppended(seq)) => Manager::event_appended(emitter, seq).await,
+            // Many things change together: who listens is told once.
+            Ok(_) => {
+                due = due.or_else(|| Some(tokio::time::Instant::now() + TOGETHER));
+                Ok(())
+            }
+            Err(broadcast::error::RecvError::Lagged(_)) => Ok(()),
+            Err(broadcast::error::RecvError::Closed) => return,
+        };
+        if sent.is_err() {
+            return;
+        }
+    }
+}
+
+/// The manager's properties that change.
+fn properties(services: &Services) -> Vec<(&'static str, Variant<'static>)> {
+    let state = services.published.instance();
+    vec![
+        ("Health", state.health.as_str().into()),
+        ("HealthReasons", state.reasons.into()),
+        ("RunsActive", (services.published.active() as u64).into()),
+        ("RunsTotal", state.runs_total.into()),
+        ("KillsTotal", state.kills_total.into()),
+    ]
+}
+
+async fn manager_changed(
+    services: &Services,
+    emitter: &SignalEmitter<'_>,
+    known: &mut Vec<(&'static str, Variant<'static>)>,
+) -> zbus::Result<()> {
+    let now = properties(services);
+    let changed: HashMap<&str, Variant<'_>> =
+        now.iter().zip(known.iter()).filter(|(now, before)| now != before).map(|(now, _)| now.clone()).collect();
+    *known = now;
+    if changed.is_empty() {
+        return Ok(());
+    }
+    let interface = InterfaceName::try_from(MANAGER_INTERFACE)?;
+    zbus::fdo::Properties::properties_changed(emitter, interface, changed, Cow::from(&[][..])).await
+}
+
 /// The objects of runs on one connection.
 struct Objects {
     services: Arc<Services>,
-    caller: Caller,
+    peer: Peer,
     /// There once the connection is built; a peer may send its first call before that.
     server: watch::Receiver<Option<ObjectServer>>,
     made: Mutex<VecDeque<RunId>>,
@@ -175,9 +274,9 @@ impl Objects {
         }
         let mut built = self.server.clone();
         let Some(server) = built.wait_for(Option::is_some).await.ok().and_then(|s| s.clone()) else { return };
-        let request = Request { services: &self.services, caller: &self.caller };
-        let Ok(view) = request.run(id).await else { return };
-        let object = RunObject::new(self.services.clone(), self.caller.clone(), view);
+        let request = Request { services: &self.services, peer: &self.peer };
+        let Ok(view) = request.run(id, Right::ReadAll).await else { return };
+        let object = RunObject::new(self.services.clone(), self.peer.clone(), view);
         if let Ok(None) = server.at(run_path(id), object).await
             && let Some(oldest) = self.remember(id)
         {

@@ -13,6 +13,15 @@ pub enum Bus {
     Session,
 }
 
+impl std::fmt::Display for Bus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::System => "system",
+            Self::Session => "session",
+        })
+    }
+}
+
 impl Bus {
     /// The bus of this kind of instance; a private one has none.
     pub fn of(kind: InstanceKind) -> Option<Self> {

@@ -185,6 +185,9 @@ impl RunArgs {
 /// Which runs.
 #[derive(Debug, Args, Default)]
 pub struct FilterArgs {
+    /// Everybody's runs, which root sees in any case and others need the right to see
+    #[arg(short = 'A', long)]
+    pub all_users: bool,
     /// Of this workflow
     #[arg(short, long, value_name = "NAME", value_parser = workflow)]
     pub workflow: Option<String>,

@@ -21,7 +21,7 @@ fn filter(args: &FilterArgs) -> RunFilter {
         _ => None,
     };
     let since = args.since.map(|d| Wall(now().0.saturating_sub(u64::try_from(d.as_micros()).unwrap_or(u64::MAX))));
-    RunFilter { workflow: args.workflow.clone(), health, since, ..RunFilter::default() }
+    RunFilter { workflow: args.workflow.clone(), health, since, all_users: args.all_users, ..RunFilter::default() }
 }
 
 /// Lists live runs, with `--all` finished ones too.

@@ -36,6 +36,8 @@ pub struct Listen {
     pub socket: Option<UnixListener>,
     /// The message bus on which the name is taken.
     pub bus: Option<Bus>,
+    /// Told when the name is ours there.
+    pub held: bus::Held,
 }
 
 /// Starts the thread. It ends when the first of the two is dropped, and drops the sender of the second.
@@ -82,7 +84,7 @@ pub fn start(
 
 /// Serves everywhere, until the first of it cannot be served any more.
 async fn serve(listen: Listen, services: Arc<Services>, connections: watch::Sender<usize>) -> io::Result<()> {
-    let Listen { socket, bus } = listen;
+    let Listen { socket, bus, held } = listen;
     let on_socket = async {
         match socket {
             Some(socket) => bus::serve_private(socket, services.clone(), connections).await,
@@ -91,7 +93,11 @@ async fn serve(listen: Listen, services: Arc<Services>, connections: watch::Send
     };
     let on_bus = async {
         match bus {
-            Some(bus) => bus::serve_on(bus, services.clone()).await,
+            Some(bus) => {
+                let served = bus::serve_on(bus, services.clone(), &held).await;
+                held.send_replace(Some(served.as_ref().map(|_| ()).map_err(ToString::to_string)));
+                served
+            }
             None => std::future::pending().await,
         }
     };

@@ -10,7 +10,7 @@ use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use nix::fcntl::Flock;
@@ -34,7 +34,7 @@ use super::history::Readers;
 use super::host::{Host, HostOptions};
 use super::journal::{self, Entry, Journal};
 use super::launcher;
-use super::published::{InstanceView, Published};
+use super::published::{Change, InstanceView, Published};
 use super::recovery::{self, Known};
 use super::reservations::Reservations;
 use super::service::ServiceManager;
@@ -54,6 +54,9 @@ pub struct Options {
     /// It runs in the foreground of somebody who watches: log lines to standard error, no exit when idle.
     pub foreground: bool,
 }
+
+/// How long the bus may take to give us our name.
+const NAME: Duration = Duration::from_secs(15);
 
 /// How long what could not be done is left before it is tried again.
 const CATCH_UP: Duration = Duration::from_millis(100);
@@ -98,6 +101,20 @@ fn take_lock(kind: InstanceKind, state_dir: &Path) -> anyhow::Result<Flock<fs::F
         Ok(true) => state_dir::lock(state_dir),
         Ok(false) => Err(served),
         Err(e) => Err(served.context(format!("the private instance was asked to stop and did not: {e}"))),
+    }
+}
+
+/// Waits until the name on the bus is ours: who is told that we serve must find us there.
+fn wait_for_name(held: &watch::Receiver<Option<Result<(), String>>>) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    loop {
+        match &*held.borrow() {
+            Some(Ok(())) => return Ok(()),
+            Some(Err(why)) => anyhow::bail!("cannot serve: {why}"),
+            None if begun.elapsed() > NAME => anyhow::bail!("the bus gave no name in {} s", NAME.as_secs()),
+            None => {}
+        }
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -173,9 +190,12 @@ impl Instance {
         let published = Arc::new(Published::default());
         {
             let signals = signals.clone();
-            published.on_finish(Box::new(move |view| {
-                let code = view.outcome.as_ref().map_or("lost", crate::model::Outcome::code);
-                let _ = signals.send(Signal::RunFinished(view.spec.id, code));
+            published.on_change(Box::new(move |change| {
+                let _ = signals.send(match change {
+                    Change::Run(view) => Signal::RunChanged(view),
+                    Change::Finished(view) => Signal::RunFinished(view),
+                    Change::Instance => Signal::InstanceChanged,
+                });
             }));
         }
         let control_group = host.control_group().map(|path| path.display().to_string()).unwrap_or_default();
@@ -201,12 +221,17 @@ impl Instance {
         let processes: bus::ProcessReader = Arc::new(launcher::processes_of);
         let services = Services::new(commands.clone(), published.clone(), readers, processes, about, signals);
         let (connections_sender, connections) = watch::channel(0);
+        let (held, is_held) = watch::channel(None);
         let listen = Listen {
             // On the system bus everybody has a connection of their own already.
             socket: if options.kind == InstanceKind::System { None } else { Some(state_dir::bind(state_dir)?) },
             bus: Bus::of(options.kind),
+            held,
         };
         let (bus_stop, bus_done) = super::bus_thread::start(listen, services, commands, connections_sender)?;
+        if options.kind != InstanceKind::Private {
+            wait_for_name(&is_held)?;
+        }
         let view = InstanceView { control_group, ..InstanceView::default() };
         published.put_instance(view.clone());
         Ok(Self {

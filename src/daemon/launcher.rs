@@ -59,7 +59,7 @@ pub fn prepare(
         name: request.name.clone(),
         command: command_text(&request.argv),
         cwd: text(&request.cwd),
-        uid: caller.uid,
+        uid: request.uid.unwrap_or(caller.uid),
         user: caller.user.clone(),
         main: None,
         client: None,
@@ -75,11 +75,25 @@ pub fn prepare(
             Held::new(Some(main), Some(client))
         }
         None => {
+            // A child of ours has our rights.
+            let own = nix::unistd::geteuid().as_raw();
+            if spec.uid != own {
+                return Err(Error::new(
+                    ErrorKind::LaunchFailed,
+                    format!(
+                        "this instance has the backend {} and the rights of uid {own}, and cannot start a run of uid {}: \
+                         start it in the foreground, or as the instance of its user (--private)",
+                        spec.containment, spec.uid
+                    ),
+                ));
+            }
+            let cwd = if request.cwd.is_empty() { home(spec.uid)? } else { request.cwd };
+            spec.cwd = text(&cwd);
             let log = log_path(state_dir, id)?;
             let mut env = request.env;
             env.retain(|e| !e.starts_with(b"GUARDIAN_RUN_ID="));
             env.push(format!("GUARDIAN_RUN_ID={id}").into_bytes());
-            let exec = Exec { argv: request.argv, env, cwd: request.cwd, log: log.clone() };
+            let exec = Exec { argv: request.argv, env, cwd, log: log.clone() };
             spec.log = Some(log);
             Held::detached(exec)
         }
@@ -106,6 +120,15 @@ fn attached(host: &mut Host, run: RunId, child: OwnedFd, caller: &Caller) -> Res
     let (main_id, client_id) = (host.process_id(&main), host.process_id(&client));
     host.is_started_by(run, main_id, client_id).map_err(|e| Error::invalid(e.to_string()))?;
     Ok((main, client))
+}
+
+/// The home directory of a user.
+fn home(uid: u32) -> Result<Vec<u8>, Error> {
+    use std::os::unix::ffi::OsStringExt as _;
+    let user = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid)).ok().flatten();
+    let user =
+        user.ok_or_else(|| Error::invalid(format!("uid {uid} has no home directory: name a WorkingDirectory")))?;
+    Ok(user.dir.into_os_string().into_vec())
 }
 
 fn log_path(state_dir: &Path, id: RunId) -> Result<std::path::PathBuf, Error> {

@@ -103,11 +103,22 @@ pub struct Published {
     recent: RwLock<VecDeque<Arc<RunView>>>,
     waiting: Mutex<HashMap<RunId, Vec<oneshot::Sender<Arc<RunView>>>>>,
     instance: RwLock<InstanceView>,
-    on_finish: OnceLock<FinishHook>,
+    on_change: OnceLock<ChangeHook>,
 }
 
-/// Is told of every run that is over, on the engine's thread: it must not block.
-pub type FinishHook = Box<dyn Fn(&RunView) + Send + Sync>;
+/// What has changed.
+#[derive(Debug, Clone)]
+pub enum Change {
+    /// A run began, or something about it is another than before.
+    Run(Arc<RunView>),
+    /// A run is over.
+    Finished(Arc<RunView>),
+    /// The instance's own state.
+    Instance,
+}
+
+/// Is told of every change, on the engine's thread: it must not block.
+pub type ChangeHook = Box<dyn Fn(Change) + Send + Sync>;
 
 /// What is known of a run's end.
 pub enum Ending {
@@ -154,9 +165,15 @@ impl Published {
         }
     }
 
-    /// Sets who is told of every run that is over; the first one stays.
-    pub fn on_finish(&self, hook: FinishHook) {
-        let _ = self.on_finish.set(hook);
+    /// Sets who is told of every change; the first one stays.
+    pub fn on_change(&self, hook: ChangeHook) {
+        let _ = self.on_change.set(hook);
+    }
+
+    fn changed(&self, change: Change) {
+        if let Some(hook) = self.on_change.get() {
+            hook(change);
+        }
     }
 
     /// The instance's own state.
@@ -166,7 +183,9 @@ impl Published {
 
     /// Publishes a live run.
     pub fn put(&self, view: RunView, usage: Arc<UsageCell>) {
-        write(&self.live).insert(view.spec.id, Live { view: Arc::new(view), usage });
+        let view = Arc::new(view);
+        write(&self.live).insert(view.spec.id, Live { view: view.clone(), usage });
+        self.changed(Change::Run(view));
     }
 
     /// Publishes the end of a run, and tells those who wait for it.
@@ -182,9 +201,7 @@ impl Published {
             }
         }
         write(&self.live).remove(&id);
-        if let Some(hook) = self.on_finish.get() {
-            hook(&view);
-        }
+        self.changed(Change::Finished(view.clone()));
         for sender in waiting.remove(&id).unwrap_or_default() {
             // A waiter that gave up is no concern of ours.
             let _ = sender.send(view.clone());
@@ -194,6 +211,7 @@ impl Published {
     /// Publishes the instance's own state.
     pub fn put_instance(&self, view: InstanceView) {
         *write(&self.instance) = view;
+        self.changed(Change::Instance);
     }
 }
 
