@@ -16,7 +16,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use guardian::kernel::cgroup::{CgroupDir, parse_key, parse_populated};
 use guardian::kernel::{KernelError, clock, mount, process};
 use guardian::launch::mark::Owner;
-use guardian::launch::systemd::{Manager, Options, Scope, ScopeRequest, slice_of, unit_of};
+use guardian::launch::systemd::{Manager, Options, ScopeRequest, Started, UnitKind, slice_of, unit_of};
 use guardian::model::{Resources, RunId};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -83,7 +83,7 @@ impl Rig {
             count.fetch_add(1, Ordering::Relaxed);
         });
         let started = Instant::now();
-        let manager = Manager::connect(Options::from_env(owner.clone()), wake).unwrap();
+        let manager = Manager::connect(Options::from_env(false, owner.clone()), wake).unwrap();
         println!(
             "connected in {:?}: systemd {} at {}",
             started.elapsed(),
@@ -102,6 +102,7 @@ impl Rig {
             description: format!("Run {run} of {workflow}"),
             pid,
             resources,
+            runtime_max: None,
             done: Box::new(move |scope| drop(answer.send((scope, started.elapsed())))),
         });
         // Nor is it by a manager that is stopped, whose deadline is 5 s. An emulated machine may take its time.
@@ -109,7 +110,7 @@ impl Rig {
         is_answered
     }
 
-    fn launch(&self, script: &str, workflow: &str, resources: Resources) -> (RunId, Main, Scope) {
+    fn launch(&self, script: &str, workflow: &str, resources: Resources) -> (RunId, Main, Started) {
         let (run, mut main) = (new_run(), Main::start(script));
         let (scope, _) = self.ask(run, main.pid(), workflow, resources).recv_timeout(PATIENCE).unwrap();
         let scope = scope.unwrap();
@@ -122,12 +123,12 @@ impl Rig {
         systemctl(&["show", "--value", "-p", "LoadState", "--", unit])
     }
 
-    fn gone(&self, scope: &Scope) -> Duration {
+    fn gone(&self, scope: &Started) -> Duration {
         until("the directory is removed", || scope.cgroup.verify().is_err_and(|e| e.is_gone()))
     }
 }
 
-type Answer = (Result<Scope, KernelError>, Duration);
+type Answer = (Result<Started, KernelError>, Duration);
 
 fn systemctl(arguments: &[&str]) -> String {
     let runtime_dir = format!("/run/user/{}", rustix::process::geteuid().as_raw());
@@ -193,7 +194,6 @@ fn each_run_is_in_a_scope_of_its_own() {
     for (run, main, scope) in &runs {
         assert_eq!(process::cgroup(main.pid()).unwrap(), name_of(&scope.cgroup));
         assert!(!process::has_exited(&main.1));
-        assert_eq!(scope.unit, unit_of(*run));
         assert_eq!(scope.cgroup.pids().unwrap().into_iter().collect::<Vec<_>>(), [main.pid()]);
         rig.owner.prove(*run, &scope.cgroup, None).unwrap();
         let stranger = Owner::new("other", clock::boot_id().unwrap(), true);
@@ -201,8 +201,8 @@ fn each_run_is_in_a_scope_of_its_own() {
         assert_eq!(scope.notices, Vec::<String>::new());
     }
     let slice = rig.manager.cgroup().join("guardian.slice").join(slice_of("a-b"));
-    assert_eq!(runs[0].2.cgroup.path(), slice.join(unit_of(runs[0].0)));
-    let found = rig.manager.scopes().unwrap();
+    assert_eq!(runs[0].2.cgroup.path(), slice.join(unit_of(runs[0].0, UnitKind::Scope)));
+    let found = rig.manager.units().unwrap();
     for (run, _, scope) in &runs {
         assert!(found.contains(&(*run, scope.cgroup.path().to_owned())));
     }
@@ -242,7 +242,7 @@ fn a_killed_scope_is_removed_by_systemd_and_leaves_no_failed_unit() {
     let (mut empty, mut gone, mut collected) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..20 {
         let script = "trap '' TERM; setsid sleep 600 & sleep 600 & sleep 600; sleep 600";
-        let (_, main, scope) = rig.launch(script, "killed", Resources::default());
+        let (run, main, scope) = rig.launch(script, "killed", Resources::default());
         until("all are there", || scope.cgroup.pids().unwrap().len() == 4);
         let started = Instant::now();
         scope.cgroup.write("cgroup.kill", "1").unwrap();
@@ -250,7 +250,7 @@ fn a_killed_scope_is_removed_by_systemd_and_leaves_no_failed_unit() {
         empty.push(started.elapsed());
         rig.gone(&scope);
         gone.push(started.elapsed());
-        until("the unit is collected", || rig.load_state(&scope.unit) == "not-found");
+        until("the unit is collected", || rig.load_state(&unit_of(run, UnitKind::Scope)) == "not-found");
         collected.push(started.elapsed());
         drop(main);
     }
@@ -276,13 +276,13 @@ fn a_scope_whose_directory_somebody_removed_stays_until_it_is_collected() {
         until("it is empty", || is_empty(&scope.cgroup));
         until("it is removed", || scope.cgroup.remove().is_ok());
         signal_manager(pid, "-CONT");
-        runs.push((run, scope.unit));
+        runs.push((run, unit_of(run, UnitKind::Scope)));
     }
     std::thread::sleep(Duration::from_secs(2));
     let stayed = runs.iter().filter(|(_, unit)| rig.load_state(unit) == "loaded").count();
     println!("of 5 whose directory we removed, {stayed} units stayed");
     for (run, unit) in &runs {
-        rig.manager.collect(*run);
+        rig.manager.collect(*run, UnitKind::Scope);
         until("the unit is collected", || rig.load_state(unit) == "not-found");
     }
     assert_eq!(systemctl(&["list-units", "--all", "--failed", "--plain", "--no-legend"]), "");
@@ -293,11 +293,11 @@ fn a_scope_whose_directory_somebody_removed_stays_until_it_is_collected() {
 fn a_scope_that_holds_a_process_is_not_collected() {
     let rig = Rig::new();
     let (run, main, scope) = rig.launch("exec sleep 600", "held", Resources::default());
-    rig.manager.collect(run);
+    rig.manager.collect(run, UnitKind::Scope);
     // Requests are served in turn, and a start takes longer than a look.
     rig.launch("exec sleep 600", "held", Resources::default());
     assert!(!process::has_exited(&main.1) && !is_empty(&scope.cgroup));
-    assert_eq!(rig.load_state(&scope.unit), "loaded");
+    assert_eq!(rig.load_state(&unit_of(run, UnitKind::Scope)), "loaded");
 }
 
 #[test]
@@ -335,7 +335,7 @@ fn a_process_that_has_ended_is_gone_and_leaves_no_unit() {
     let zombie_error = ended.unwrap_err();
     println!("not reaped: {zombie_error} after {took:?}");
     for run in [run, zombie] {
-        until("nothing is left of it", || rig.load_state(&unit_of(run)) == "not-found");
+        until("nothing is left of it", || rig.load_state(&unit_of(run, UnitKind::Scope)) == "not-found");
     }
     assert!(error.is_gone() && zombie_error.is_gone(), "{error}, {zombie_error}");
 }
@@ -348,7 +348,7 @@ fn a_manager_that_is_stopped_is_given_up_at_the_deadline() {
     signal_manager(pid, "-STOP");
     let (run, main) = (new_run(), Main::start("exec sleep 600"));
     let answer = rig.ask(run, main.pid(), "stopped", Resources::default()).recv_timeout(PATIENCE);
-    let absent = Manager::connect(Options::from_env(rig.owner.clone()), Arc::new(|| {}));
+    let absent = Manager::connect(Options::from_env(false, rig.owner.clone()), Arc::new(|| {}));
     signal_manager(pid, "-CONT");
     let (scope, took) = answer.unwrap();
     let error = scope.unwrap_err().to_string();
@@ -359,7 +359,7 @@ fn a_manager_that_is_stopped_is_given_up_at_the_deadline() {
     assert!(absent.contains("give an answer of its systemd manager"), "{absent}");
     // What it was asked it may still do: the process ends, and the scope with it.
     drop(main);
-    until("nothing is left of it", || rig.load_state(&unit_of(run)) == "not-found");
+    until("nothing is left of it", || rig.load_state(&unit_of(run, UnitKind::Scope)) == "not-found");
     rig.launch("exec sleep 600", "stopped", Resources::default());
 }
 
@@ -386,7 +386,7 @@ fn a_bus_that_goes_away_is_an_error_at_once_and_the_next_run_finds_the_next_bus(
         let main = Main::start("exec sleep 600");
         let answer = rig.ask(new_run(), main.pid(), "bus", Resources::default());
         let (scope, took) = answer.recv_timeout(PATIENCE).unwrap();
-        last = format!("{:?} in {took:?}", scope.as_ref().map(|s| &s.unit).map_err(ToString::to_string));
+        last = format!("{:?} in {took:?}", scope.as_ref().map(|s| s.cgroup.path().to_owned()).map_err(ToString::to_string));
         println!("{last}");
         scope.is_ok()
     });

@@ -1,6 +1,6 @@
-//! The command line, and behind hidden verbs the private instance and the shim of a run.
+//! The command line, and behind hidden verbs the private instance, the shim of a run and the wrapper of a service.
 
 fn main() -> std::process::ExitCode {
     guardian::failpoint::setup();
-    guardian::launch::subtree::main(std::env::args_os()).unwrap_or_else(guardian::cli::main)
+    guardian::launch::hidden(std::env::args_os).unwrap_or_else(guardian::cli::main)
 }

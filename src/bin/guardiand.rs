@@ -38,7 +38,7 @@ struct Args {
 
 fn main() -> ExitCode {
     guardian::failpoint::setup();
-    if let Some(status) = guardian::launch::subtree::main(std::env::args_os()) {
+    if let Some(status) = guardian::launch::hidden(std::env::args_os) {
         return status;
     }
     match run(&Args::parse()) {

@@ -333,6 +333,8 @@ mod tests {
             tasks_max: Some(None),
             cpu_max_percent: Some(Some(150)),
             isolate_pids: Some(true),
+            sandbox: None,
+            credentials: None,
         };
         let full = LaunchRequest {
             uid: Some(7),

@@ -223,6 +223,12 @@ impl RunObject {
         Ok(v.spec.limits.isolate_pids)
     }
 
+    #[zbus(property(emits_changed_signal = "const"))]
+    async fn sandbox(&self) -> Result<String, Refusal> {
+        let v = self.now().await?;
+        Ok(v.spec.limits.sandbox.as_str().into())
+    }
+
     #[zbus(property(emits_changed_signal = "invalidates"))]
     async fn log_path(&self) -> Result<String, Refusal> {
         let v = self.now().await?;

@@ -81,6 +81,7 @@ dict! {
         "TasksMax" tasks_max: [Option<u64>],
         "CPUMaxPercent" cpu_max_percent: [Option<u32>],
         "IsolatePIDs" isolate_pids: [Option<bool>],
+        "Sandbox" sandbox: [Option<String>],
         "LogPath" log_path: [Option<String>],
         "Phase" phase: [String],
         "Health" health: [String],
@@ -194,9 +195,11 @@ pub fn reason(reason: &KillReason) -> WireReason {
     let (rule, allowed, text) = match reason {
         KillReason::Limit { rule, allowed } => (rule.as_str(), usec(*allowed), ""),
         KillReason::Requested { text } => ("", 0, text.as_str()),
-        KillReason::ClientGone | KillReason::Leftovers | KillReason::LaunchIncomplete | KillReason::ContainmentLost => {
-            ("", 0, "")
-        }
+        KillReason::ClientGone
+        | KillReason::Leftovers
+        | KillReason::LaunchIncomplete
+        | KillReason::ContainmentLost
+        | KillReason::StoppedOutside => ("", 0, ""),
     };
     let code = if rule.is_empty() { reason.code() } else { "limit" };
     (code.into(), rule.into(), allowed, text.into())
@@ -249,6 +252,7 @@ impl RunDict {
             tasks_max: limits.resources.tasks_max,
             cpu_max_percent: limits.resources.cpu_max_percent,
             isolate_pids: limits.isolate_pids.then_some(true),
+            sandbox: Some(limits.sandbox.as_str().into()),
             log_path: v.spec.log.as_ref().map(|p| p.to_string_lossy().into_owned()),
             phase: v.phase.as_str().into(),
             health: v.health.as_str().into(),

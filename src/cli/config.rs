@@ -52,6 +52,8 @@ fn shape(config: &Config) -> Value {
             "tasks_max": l.resources.tasks_max,
             "cpu_max_percent": l.resources.cpu_max_percent,
             "isolate_pids": l.isolate_pids,
+            "sandbox": l.sandbox,
+            "credentials": l.credentials,
         })
     };
     let workflows: serde_json::Map<_, _> =

@@ -64,6 +64,7 @@ pub fn run(view: &RunView) -> Value {
             "tasks_max": limits.resources.tasks_max,
             "cpu_max_percent": limits.resources.cpu_max_percent,
             "isolate_pids": limits.isolate_pids,
+            "sandbox": limits.sandbox,
         },
         "deadlines": deadlines.collect::<Vec<_>>(),
         "usage": {

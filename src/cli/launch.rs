@@ -33,6 +33,8 @@ pub fn request(args: &RunArgs) -> Result<LaunchRequest, Error> {
             tasks_max: args.tasks_max.map(|l| l.0),
             cpu_max_percent: args.cpu_max.map(|l| percent(l.0)),
             isolate_pids: args.isolate_pids.then_some(true),
+            sandbox: None,
+            credentials: None,
         },
         reserved: None,
         uid,

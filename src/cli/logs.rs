@@ -1,4 +1,4 @@
-//! `logs`: the output of a detached run, from its log file.
+//! `logs`: the output of a detached run, from its log file or from the journal.
 //!
 //! To a pipe or a file it goes as it is. On a terminal, colours stay and every other control sequence is made visible:
 //! what a half-trusted command writes must not set the title, move the cursor or type an answer.
@@ -8,11 +8,13 @@ use std::io::{self, IsTerminal, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
+mod journal;
+
 use super::Done;
 use super::args::LogsArgs;
 use super::session::Session;
 use crate::bus::client::Client;
-use crate::model::{Error, ErrorKind, Phase};
+use crate::model::{Containment, Error, ErrorKind, Phase};
 
 /// How often a follower looks for more.
 const FOLLOW: Duration = Duration::from_millis(100);
@@ -24,6 +26,9 @@ pub async fn main(args: &LogsArgs, session: &Session) -> Done {
     let view = session.ask(async |c: &Client| c.show(&args.run).await).await?;
     let id = view.spec.id;
     let Some(path) = &view.spec.log else {
+        if view.spec.client.is_none() && view.spec.containment == Containment::Systemd {
+            return journal::main(&view, args, session).await;
+        }
         return Err(Error::invalid(format!("{id} has no log: its output went where `guardian run` was called")).into());
     };
     let mut file = File::open(path).map_err(|e| {

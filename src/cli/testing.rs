@@ -25,6 +25,8 @@ pub fn finished(outcome: Outcome) -> RunView {
                 readiness: Readiness::Output,
                 resources: Resources::default(),
                 isolate_pids: false,
+                sandbox: crate::model::Sandbox::default(),
+                credentials: Vec::new(),
             },
             log: None,
         },

@@ -9,7 +9,7 @@ use super::Config;
 use super::values::{
     OFF, clip, parse_count_or_off, parse_duration_or_off, parse_percent_or_off, parse_size, parse_size_or_off,
 };
-use crate::model::{Containment, LimitUpdate, parse_duration};
+use crate::model::{Containment, Credential, LimitUpdate, parse_duration};
 
 /// What a key does with its value, or why it refuses it.
 type Set<T> = fn(&mut T, &DeValue<'_>) -> Result<(), String>;
@@ -32,6 +32,12 @@ pub(super) const LIMITS: &Keys<LimitUpdate> = &[
     ("tasks_max", |l, v| put(&mut l.tasks_max, number_or_text(v).and_then(|t| parse_count_or_off(&t)))),
     ("cpu_max", |l, v| put(&mut l.cpu_max_percent, text(v).and_then(parse_percent_or_off))),
     ("isolate_pids", |l, v| put(&mut l.isolate_pids, truth(v))),
+    ("sandbox", |l, v| put(&mut l.sandbox, text(v).and_then(str::parse))),
+    ("credentials", |l, v| {
+        let entries = v.as_array().ok_or_else(|| "must be a list: [\"NAME:PATH\"]".to_owned())?;
+        let read = |entry: &toml::Spanned<DeValue<'_>>| text(entry.get_ref())?.parse::<Credential>();
+        put(&mut l.credentials, entries.iter().map(read).collect())
+    }),
 ];
 
 /// `[instance]`.

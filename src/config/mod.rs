@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::model::{Containment, LimitUpdate, Limits, Readiness, Resources, Retention};
+use crate::model::{Containment, LimitUpdate, Limits, Readiness, Resources, Retention, Sandbox};
 
 mod keys;
 mod load;
@@ -86,6 +86,8 @@ impl Config {
                 readiness: Readiness::default(),
                 resources: Resources::default(),
                 isolate_pids: false,
+                sandbox: Sandbox::default(),
+                credentials: Vec::new(),
             },
             workflows: BTreeMap::new(),
             instance: InstanceSettings {

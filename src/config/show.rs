@@ -4,11 +4,12 @@ use std::fmt::{self, Display, Formatter};
 use std::time::Duration;
 
 use super::Config;
-use crate::model::{Containment, LimitUpdate, Limits};
+use crate::model::{Containment, Credential, LimitUpdate, Limits};
 
 impl Display for Config {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let Limits { init_timeout, max_runtime, grace, readiness, resources, isolate_pids } = &self.defaults;
+        let Limits { init_timeout, max_runtime, grace, readiness, resources, isolate_pids, sandbox, credentials } =
+            &self.defaults;
         let defaults = LimitUpdate {
             init_timeout: Some(*init_timeout),
             max_runtime: Some(*max_runtime),
@@ -18,6 +19,8 @@ impl Display for Config {
             tasks_max: Some(resources.tasks_max),
             cpu_max_percent: Some(resources.cpu_max_percent),
             isolate_pids: Some(*isolate_pids),
+            sandbox: Some(*sandbox),
+            credentials: Some(credentials.clone()),
         };
         section(f, "defaults", &defaults)?;
         for (name, update) in &self.workflows {
@@ -49,7 +52,13 @@ fn section(f: &mut Formatter<'_>, name: &str, limits: &LimitUpdate) -> fmt::Resu
     put("memory_max", limits.memory_max_bytes.map(|m| or_off(m.map(size))))?;
     put("tasks_max", limits.tasks_max.map(|t| or_off(t.map(|t| t.to_string()))))?;
     put("cpu_max", limits.cpu_max_percent.map(|c| or_off(c.map(|c| format!("\"{c}%\"")))))?;
-    put("isolate_pids", limits.isolate_pids.map(|isolate| isolate.to_string()))
+    put("isolate_pids", limits.isolate_pids.map(|isolate| isolate.to_string()))?;
+    put("sandbox", limits.sandbox.map(|s| format!("\"{}\"", s.as_str())))?;
+    let entry = |c: &Credential| toml::Value::from(format!("{}:{}", c.name, c.path)).to_string();
+    put(
+        "credentials",
+        limits.credentials.as_ref().map(|all| format!("[{}]", all.iter().map(entry).collect::<Vec<_>>().join(", "))),
+    )
 }
 
 /// A key that is not a bare one is quoted.

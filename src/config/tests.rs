@@ -98,7 +98,7 @@ zzz = 1
             "4:14 defaults.memory_max: \"-1\" is not a size: write it as 512M or 2G (powers of 1024), or off",
             "7:15 workflow.builder.max_runtime: zero leaves no time at all: write off to have no limit",
             "8:1 workflow.builder.zzz: is not a key of the configuration: known here are init_timeout, max_runtime, \
-             grace, readiness, memory_max, tasks_max, cpu_max, isolate_pids",
+             grace, readiness, memory_max, tasks_max, cpu_max, isolate_pids, sandbox, credentials",
             "10:11 workflow.a/b: \"a/b\" cannot name a workflow: use 1 to 64 letters, digits, `_`, `.` and `-`, the \
              first not `.` or `-`",
             "11:2 instanse: is not a table of the configuration: did you mean instance?",

@@ -186,10 +186,11 @@ impl<K: Kernel, R: Recorder> Driver<K, R> {
             }
             Notice::ProcessExited(run, Role::Client) => self.handle(Event::ClientGone(run)),
             Notice::ContainerChanged(run) => self.look(run),
-            Notice::Attached(run) => {
+            Notice::Told(run) if self.engine.is_containing(run) => {
                 let event = self.complete(run).unwrap_or_else(|e| self.not_contained(run, &e));
                 self.queue.push_back(event);
             }
+            Notice::Told(run) => self.look(run),
             Notice::Woken => {}
         }
         self.drain();
@@ -400,7 +401,10 @@ impl<K: Kernel, R: Recorder> Driver<K, R> {
         let container = held.container.insert(created.container);
         let _ = failpoint::hit("launch.created");
         if let Some(exec) = held.exec.take() {
-            held.main = Some(self.kernel.spawn(&exec, container)?);
+            held.main = self.kernel.spawn(&exec, container)?;
+            if held.main.is_none() {
+                return Ok(None);
+            }
         }
         let main = held.main.as_mut().ok_or_else(|| gone(id))?;
         match self.kernel.attach(container, main)? {
@@ -411,8 +415,8 @@ impl<K: Kernel, R: Recorder> Driver<K, R> {
 
     fn complete(&mut self, id: RunId) -> Result<Event, KernelError> {
         let held = self.held.get_mut(&id).ok_or_else(|| gone(id))?;
-        let (Some(container), Some(main)) = (&mut held.container, &mut held.main) else { return Err(gone(id)) };
-        let notices = self.kernel.complete(container, main)?;
+        let container = held.container.as_mut().ok_or_else(|| gone(id))?;
+        let notices = self.kernel.complete(container, &mut held.main)?;
         held.notices.extend(notices);
         self.attached(id)
     }
@@ -454,9 +458,14 @@ impl<K: Kernel, R: Recorder> Driver<K, R> {
             self.queue.push_back(Event::ContainmentLost(run));
         }
         match self.kernel.populated(container) {
-            Ok(populated) => self.queue.push_back(Event::Populated { run, populated }),
             // A container can be removed only when it is empty.
-            Err(KernelError::Gone { .. }) => self.queue.push_back(Event::Populated { run, populated: false }),
+            Ok(false) | Err(KernelError::Gone { .. }) => {
+                if self.kernel.was_stopped(container) {
+                    self.queue.push_back(Event::StoppedOutside(run));
+                }
+                self.queue.push_back(Event::Populated { run, populated: false });
+            }
+            Ok(true) => self.queue.push_back(Event::Populated { run, populated: true }),
             // Not readable is not empty. What waits for this has a deadline that looks again.
             Err(_) => {}
         }

@@ -358,6 +358,9 @@ impl Instance {
                 self.next_sample = Some(now.mono + interval);
             }
         }
+        if self.driver.kernel.is_stale() && self.driver.engine().runs().next().is_none() {
+            self.stopping = true;
+        }
         if let Some(after) = self.idle_exit()
             && now.mono.since(self.last_busy.mono) >= after
         {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::config::Config;
 use crate::engine::Run;
 use crate::kernel::{Exec, Kernel as _, KernelError};
-use crate::model::{Error, ErrorKind, Limits, ProcessSeen, RunId, RunSpec, RunView};
+use crate::model::{Containment, Error, ErrorKind, Limits, ProcessSeen, RunId, RunSpec, RunView};
 
 use super::command::{Caller, LaunchRequest};
 use super::driver::Held;
@@ -53,14 +53,16 @@ pub fn prepare(
     let workflow = request.workflow.clone().unwrap_or_else(|| DEFAULT_WORKFLOW.to_owned());
     let limits = limits_of(config, &request);
     let text = |bytes: &Vec<u8>| String::from_utf8_lossy(bytes).into_owned();
+    let uid = request.uid.unwrap_or(caller.uid);
+    let user = if uid == caller.uid { caller.user.clone() } else { user_name(uid)? };
     let mut spec = RunSpec {
         id,
         workflow,
         name: request.name.clone(),
         command: command_text(&request.argv),
         cwd: text(&request.cwd),
-        uid: request.uid.unwrap_or(caller.uid),
-        user: caller.user.clone(),
+        uid,
+        user,
         main: None,
         client: None,
         containment: host.containment(),
@@ -75,8 +77,15 @@ pub fn prepare(
             Held::new(Some(main), Some(client))
         }
         None => {
-            // A child of ours has our rights.
+            let cwd = if request.cwd.is_empty() { home(spec.uid)? } else { request.cwd };
+            spec.cwd = text(&cwd);
             let own = nix::unistd::geteuid().as_raw();
+            if spec.containment == Containment::Systemd {
+                // The unit is its user's, and its output is in the journal.
+                let exec = Exec { argv: request.argv, env: request.env, cwd, log: std::path::PathBuf::new() };
+                return Ok((spec, Held::detached(exec)));
+            }
+            // A child of ours has our rights.
             if spec.uid != own {
                 return Err(Error::new(
                     ErrorKind::LaunchFailed,
@@ -87,8 +96,6 @@ pub fn prepare(
                     ),
                 ));
             }
-            let cwd = if request.cwd.is_empty() { home(spec.uid)? } else { request.cwd };
-            spec.cwd = text(&cwd);
             let log = log_path(state_dir, id)?;
             let mut env = request.env;
             env.retain(|e| !e.starts_with(b"GUARDIAN_RUN_ID="));
@@ -120,6 +127,12 @@ fn attached(host: &mut Host, run: RunId, child: OwnedFd, caller: &Caller) -> Res
     let (main_id, client_id) = (host.process_id(&main), host.process_id(&client));
     host.is_started_by(run, main_id, client_id).map_err(|e| Error::invalid(e.to_string()))?;
     Ok((main, client))
+}
+
+/// The name of a user, who must exist.
+fn user_name(uid: u32) -> Result<String, Error> {
+    let user = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid)).ok().flatten();
+    user.map(|u| u.name).ok_or_else(|| Error::invalid(format!("there is no user with the uid {uid}")))
 }
 
 /// The home directory of a user.

@@ -146,6 +146,8 @@ pub enum Event {
     },
     /// What contained the run is gone, and the run need not be: its shim was killed.
     ContainmentLost(RunId),
+    /// Somebody else had what contains the run stop it.
+    StoppedOutside(RunId),
     /// The processes were looked at.
     Inspected {
         /// The run.

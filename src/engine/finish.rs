@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::model::{Actor, AuditEvent, Error, ErrorKind, EventKind, ExitStatus, Now, Outcome, Receipt, Rule, RunId};
+use crate::model::{
+    Actor, AuditEvent, Error, ErrorKind, EventKind, ExitStatus, KillReason, Now, Outcome, Receipt, Rule, RunId,
+};
 
 use super::deadlines::Due;
 use super::run::{Closing, Kill};
@@ -65,6 +67,7 @@ impl Run {
             (Some(kill), Main::Exited { status: Some(ExitStatus::Signaled(9)), .. }) if self.scattered => {
                 Some(Outcome::Killed { reason: kill.answer.reason.clone() })
             }
+            (_, _) if self.stopped_outside => Some(Outcome::Killed { reason: KillReason::StoppedOutside }),
             // What exited before anything was done to it ended by itself, whatever came over the rest of the run.
             (_, Main::Exited { by_itself: true, .. }) => natural,
             (Some(kill), _) if kill.acted() => Some(Outcome::Killed { reason: kill.answer.reason.clone() }),

@@ -270,6 +270,22 @@ impl Engine {
         }
     }
 
+    /// It ends without us, and not by itself.
+    pub(super) fn stopped_outside(&mut self, id: RunId, now: Now) {
+        let Some(run) = self.runs.get_mut(&id) else { return };
+        let by_us = match &run.state {
+            State::Live { .. } => false,
+            State::Stopping(kill, _) | State::Killing(kill, _) => kill.acted(),
+            _ => true,
+        };
+        if by_us || std::mem::replace(&mut run.stopped_outside, true) {
+            return;
+        }
+        let text = KillReason::StoppedOutside.to_string();
+        let event = run.event(EventKind::StoppedOutside, Actor::Guardian, text, json!({}), now);
+        self.save(id, vec![event], now);
+    }
+
     pub(super) fn warn_timer(&mut self, id: RunId, rule: Rule, now: Now) {
         let Some(run) = self.runs.get_mut(&id) else { return };
         let (State::Live { .. }, Some(timer)) = (&run.state, run.timers.get(&rule).copied()) else { return };

@@ -100,6 +100,11 @@ impl Engine {
         self.runs.values()
     }
 
+    /// Whether somebody else is about to contain it.
+    pub fn is_containing(&self, id: RunId) -> bool {
+        self.runs.get(&id).is_some_and(|run| matches!(run.state, State::Containing))
+    }
+
     /// A live run.
     pub fn run(&self, id: RunId) -> Option<&Run> {
         self.runs.get(&id)
@@ -151,6 +156,7 @@ impl Engine {
             Event::Populated { run, populated: false } => self.emptied(run, now),
             Event::Populated { run, populated: true } => self.still_populated(run, now),
             Event::ContainmentLost(run) => self.containment_lost(run, now),
+            Event::StoppedOutside(run) => self.stopped_outside(run, now),
             Event::Inspected { run, evidence } => self.inspected(run, evidence, now),
             Event::Terminated { run, processes, trouble } => self.terminated(run, processes, trouble, now),
             Event::Killed { run, processes, trouble } => self.killed(run, processes, trouble, now),

@@ -39,6 +39,9 @@ pub struct Run {
     /// What contained it is gone.
     #[serde(default)]
     pub scattered: bool,
+    /// Somebody else had its unit stopped.
+    #[serde(default)]
+    pub stopped_outside: bool,
     /// Why it is not healthy.
     pub reasons: Vec<HealthReason>,
     /// A kill that came before the process was contained; it is begun as soon as that is so.
@@ -241,6 +244,7 @@ impl Run {
             timers: BTreeMap::new(),
             frozen: false,
             scattered: false,
+            stopped_outside: false,
             reasons: Vec::new(),
             early_kill: None,
             executing: false,

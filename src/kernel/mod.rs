@@ -93,7 +93,7 @@ pub struct Created<C> {
 pub enum Attached {
     /// It is there.
     Now,
-    /// Somebody else does it; [`Notice::Attached`] tells that it is done, or failed.
+    /// Somebody else does it; [`Notice::Told`] tells that it is done, or failed.
     Later,
 }
 
@@ -113,8 +113,9 @@ pub enum Notice {
     ProcessExited(RunId, Role),
     /// `cgroup.events` of the run changed, or its shim exited.
     ContainerChanged(RunId),
-    /// What [`Attached::Later`] promised: see [`Kernel::complete`].
-    Attached(RunId),
+    /// Whoever contains the run has told what it was asked for: that it has the process, or could not take it (see
+    /// [`Kernel::complete`]), or what it knows of its end.
+    Told(RunId),
     /// The command eventfd was written: look at the command channel.
     Woken,
 }
@@ -158,8 +159,9 @@ pub trait Kernel {
 
     /// Starts the command behind a closed gate: the process exists, and has executed nothing of the run's. Where the
     /// kernel can do so, it begins its life in the container; attaching it still is what proves it there. (To move a
-    /// process into a cgroup takes 8 to 15 ms on an idle host, to begin there nothing.)
-    fn spawn(&mut self, exec: &Exec, container: &mut Self::Container) -> Result<Self::Process, KernelError>;
+    /// process into a cgroup takes 8 to 15 ms on an idle host, to begin there nothing.) None where somebody else starts it
+    /// in the container: [`Notice::Told`] says when, and `complete` gives it.
+    fn spawn(&mut self, exec: &Exec, container: &mut Self::Container) -> Result<Option<Self::Process>, KernelError>;
     /// Opens the process that was known by this id; `Gone` if it is not that process any more.
     fn open_process(&mut self, id: ProcessId) -> Result<Self::Process, KernelError>;
     /// Pid and start time.
@@ -176,7 +178,7 @@ pub trait Kernel {
     fn complete(
         &mut self,
         container: &mut Self::Container,
-        process: &mut Self::Process,
+        process: &mut Option<Self::Process>,
     ) -> Result<Vec<String>, KernelError>;
     /// How the main process ended, if it has: known if it is our child or a shim's, else asked of the pidfd (Linux 6.15+,
     /// and only once its parent has reaped it), else none.
@@ -197,6 +199,8 @@ pub trait Kernel {
 
     /// Whether any process is in it: in the cgroup or below it, below the shim, or left of a run whose shim was killed.
     fn populated(&mut self, container: &Self::Container) -> Result<bool, KernelError>;
+    /// Whether somebody else had what contains the run stop it, before we did anything to it. Known once it is empty.
+    fn was_stopped(&mut self, container: &Self::Container) -> bool;
     /// Whether it still holds the run together. False once its shim was killed: see `Event::ContainmentLost`.
     fn is_intact(&mut self, container: &Self::Container) -> bool;
     /// Sends SIGTERM, then SIGCONT, to every process in it, each through a pidfd and after checking that it is there;

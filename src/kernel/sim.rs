@@ -249,15 +249,19 @@ impl Kernel for SimKernel {
         }))
     }
 
-    fn spawn(&mut self, _: &Exec, cgroup: &mut SimCgroup) -> Result<u32, KernelError> {
-        Ok(self.0.borrow_mut().start(SimProcess {
+    fn spawn(&mut self, _: &Exec, cgroup: &mut SimCgroup) -> Result<Option<u32>, KernelError> {
+        Ok(Some(self.0.borrow_mut().start(SimProcess {
             cgroup: Some(cgroup.inode),
             ended: None,
             ignores_term: false,
             stuck: false,
             gated: true,
             ours: true,
-        }))
+        })))
+    }
+
+    fn was_stopped(&mut self, _: &SimCgroup) -> bool {
+        false
     }
 
     fn open_process(&mut self, id: ProcessId) -> Result<u32, KernelError> {
@@ -295,7 +299,7 @@ impl Kernel for SimKernel {
         }
     }
 
-    fn complete(&mut self, _: &mut SimCgroup, _: &mut u32) -> Result<Vec<String>, KernelError> {
+    fn complete(&mut self, _: &mut SimCgroup, _: &mut Option<u32>) -> Result<Vec<String>, KernelError> {
         Ok(Vec::new())
     }
 

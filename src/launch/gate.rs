@@ -15,7 +15,7 @@
 
 use std::ffi::{CString, OsStr};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 use std::time::Duration;
@@ -26,6 +26,7 @@ use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::fork::{Detached, Plan, fork_gated};
+use super::wrapper;
 use crate::kernel::{Exec, KernelError, process};
 use crate::model::ProcessId;
 
@@ -46,6 +47,9 @@ pub enum ExecError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// The working directory cannot be entered.
+    #[error("cannot change to the working directory: {0}")]
+    Directory(io::Error),
 }
 
 impl ExecError {
@@ -54,6 +58,7 @@ impl ExecError {
         match self {
             ExecError::NotFound(_) => exit_status_of(Errno::NOENT.raw_os_error()),
             ExecError::Refused { source, .. } => exit_status_of(source.raw_os_error().unwrap_or_default()),
+            ExecError::Directory(_) => exit_status_of(Errno::ACCESS.raw_os_error()),
         }
     }
 }
@@ -63,6 +68,9 @@ impl From<ExecError> for KernelError {
         let (what, source) = match error {
             ExecError::NotFound(command) => (command, io::Error::new(io::ErrorKind::NotFound, "command not found")),
             ExecError::Refused { command, source } => (command, source),
+            ExecError::Directory(source) => {
+                return KernelError::Io { op: "enter", what: "the working directory".to_owned(), source };
+            }
         };
         KernelError::Io { op: "execute", what, source }
     }
@@ -85,30 +93,57 @@ pub struct Gated {
 #[derive(Debug)]
 pub struct Gate {
     command: String,
-    entrance: OwnedFd,
+    entrance: Entrance,
     report: OwnedFd,
+}
+
+/// What is behind a gate.
+#[derive(Debug)]
+enum Entrance {
+    /// A child of ours, which waits for a byte and knows the rest.
+    Child(OwnedFd),
+    /// The wrapper of a service, which has to be told what to execute and where to report.
+    Service { socket: OwnedFd, orders: OwnedFd, reporting: OwnedFd },
 }
 
 impl Gate {
     /// The gate of this command: the pipe's end to write to, and the report's end to read from.
     pub(super) fn new(command: String, entrance: OwnedFd, report: OwnedFd) -> Self {
-        Self { command, entrance, report }
+        Self { command, entrance: Entrance::Child(entrance), report }
+    }
+
+    /// The gate of a service's command.
+    pub(super) fn of_service(
+        command: String,
+        socket: OwnedFd,
+        orders: OwnedFd,
+        reporting: OwnedFd,
+        report: OwnedFd,
+    ) -> Self {
+        Self { command, entrance: Entrance::Service { socket, orders, reporting }, report }
     }
 
     /// Lets the child execute its command, and waits until it has, or could not. With a timeout, a child that takes
     /// longer (its cgroup is frozen, its file on a network that hangs) is taken to run: its exit will tell.
     pub fn open(self, timeout: Option<Duration>) -> Result<(), ExecError> {
-        // EPIPE says that the child was killed at the gate, which its exit tells too.
-        let _ = rustix::io::write(&self.entrance, &[1]);
-        drop(self.entrance);
+        match self.entrance {
+            // EPIPE says that the child was killed at the gate, which its exit tells too.
+            Entrance::Child(entrance) => drop(rustix::io::write(&entrance, &[1])),
+            Entrance::Service { socket, orders, reporting } => {
+                wrapper::open(socket.as_fd(), orders.as_fd(), reporting.as_fd());
+            }
+        }
         let mut fds = [PollFd::new(&self.report, PollFlags::IN)];
         let timeout = timeout.map(|t| Timespec { tv_sec: t.as_secs() as i64, tv_nsec: t.subsec_nanos().into() });
         while let Err(Errno::INTR) = poll(&mut fds, timeout.as_ref()) {}
         if fds[0].revents().is_empty() {
             return Ok(());
         }
-        let mut errno = [0; 4];
-        match rustix::io::read(&self.report, &mut errno) {
+        let mut words = [0; 8];
+        let got = rustix::io::read(&self.report, &mut words);
+        let errno = [words[0], words[1], words[2], words[3]];
+        match got {
+            Ok(8) => Err(ExecError::Directory(io::Error::from_raw_os_error(i32::from_ne_bytes(errno)))),
             Ok(4) => Err(match i32::from_ne_bytes(errno) {
                 nix::libc::ENOENT => ExecError::NotFound(self.command),
                 errno => ExecError::Refused { command: self.command, source: io::Error::from_raw_os_error(errno) },
@@ -221,7 +256,7 @@ fn launch(
     drop(plan);
     let pidfd = process::open(pid)?;
     let id = ProcessId { pid, start_ticks: process::stat(pid)?.start_ticks };
-    Ok(Gated::new(pidfd, id, Gate { command, entrance, report }))
+    Ok(Gated::new(pidfd, id, Gate::new(command, entrance, report)))
 }
 
 /// The command, as text for people.

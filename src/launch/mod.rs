@@ -12,3 +12,9 @@ pub mod mark;
 pub mod orphans;
 pub mod subtree;
 pub mod systemd;
+pub mod wrapper;
+
+/// Serves as the shim or the wrapper of a run, if the arguments say so: both executables are both. None: another verb.
+pub fn hidden<A: Iterator<Item = std::ffi::OsString>>(arguments: impl Fn() -> A) -> Option<std::process::ExitCode> {
+    subtree::main(arguments()).or_else(|| wrapper::main(arguments()))
+}

@@ -72,6 +72,8 @@ kinds! {
     Unkillable = "unkillable", "5be7a1f0c1d04c1e8f3c6d0b6c0a3005";
     /// The shim of a run was killed: what is left of the run is found by its mark, and ended.
     ContainmentLost = "containment_lost", "5be7a1f0c1d04c1e8f3c6d0b6c0a3006";
+    /// Systemd was asked by somebody else to stop the unit of a run.
+    StoppedOutside = "stopped_outside", "5be7a1f0c1d04c1e8f3c6d0b6c0a3007";
     /// The run is over; with its outcome and, after a kill, its receipt.
     RunFinished = "run_finished", "5be7a1f0c1d04c1e8f3c6d0b6c0a2fff";
 }

@@ -73,6 +73,8 @@ pub enum KillReason {
     LaunchIncomplete,
     /// What contained the run is gone (its shim was killed), so that it could scatter.
     ContainmentLost,
+    /// Somebody had systemd stop its unit: not a kill of ours, and there is no receipt.
+    StoppedOutside,
 }
 
 impl KillReason {
@@ -85,6 +87,7 @@ impl KillReason {
             KillReason::Leftovers => "leftovers",
             KillReason::LaunchIncomplete => "launch_incomplete",
             KillReason::ContainmentLost => "containment_lost",
+            KillReason::StoppedOutside => "stopped_outside",
         }
     }
 }
@@ -99,6 +102,7 @@ impl fmt::Display for KillReason {
             KillReason::Leftovers => f.write_str("its main process exited and left others behind"),
             KillReason::LaunchIncomplete => f.write_str("its launch did not complete"),
             KillReason::ContainmentLost => f.write_str("its shim was killed"),
+            KillReason::StoppedOutside => f.write_str("systemd was asked to stop its unit, not by Guardian"),
         }
     }
 }

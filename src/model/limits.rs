@@ -105,6 +105,88 @@ pub struct Limits {
     /// Whether it gets a PID namespace of its own, where no cgroup contains it.
     #[serde(default)]
     pub isolate_pids: bool,
+    /// What a service of systemd's may do outside of its cgroup.
+    #[serde(default)]
+    pub sandbox: Sandbox,
+    /// Secrets that systemd hands to a service, in files that it alone can read.
+    #[serde(default)]
+    pub credentials: Vec<Credential>,
+}
+
+/// How much a run sees of what it could use to leave its cgroup. Only a service can be kept from it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Sandbox {
+    /// No bus, no cron, no change of cgroups, no new privileges.
+    #[default]
+    Strict,
+    /// What any service of its user has: for a run that needs the user's bus, or a container engine.
+    Off,
+}
+
+impl Sandbox {
+    /// The name in configuration, D-Bus and output.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Sandbox::Strict => "strict",
+            Sandbox::Off => "off",
+        }
+    }
+}
+
+impl FromStr for Sandbox {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "strict" => Ok(Sandbox::Strict),
+            "off" => Ok(Sandbox::Off),
+            _ => Err(format!("{:?} is not a sandbox: use strict or off", text.chars().take(40).collect::<String>())),
+        }
+    }
+}
+
+/// A secret: the run finds it as a file of this name in `$CREDENTIALS_DIRECTORY`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Credential {
+    /// Its name.
+    pub name: String,
+    /// The file that systemd reads it from.
+    pub path: String,
+}
+
+impl FromStr for Credential {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let plain = |name: &str| {
+            !name.is_empty()
+                && name.len() <= 64
+                && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+                && !name.starts_with('.')
+        };
+        match text.split_once(':') {
+            Some((name, path)) if plain(name) && path.starts_with('/') && !path.contains(['\0', '\n']) => {
+                Ok(Self { name: name.to_owned(), path: path.to_owned() })
+            }
+            _ => Err(format!(
+                "{:?} is not a credential: write NAME:PATH, a name of letters, digits, '-', '_' and '.', and the absolute \
+                 path of a file",
+                text.chars().take(80).collect::<String>()
+            )),
+        }
+    }
+}
+
+/// How much later than our own limit and grace a unit is ended by systemd, should we be gone: `RuntimeMaxSec=` cannot be
+/// changed on a live unit (M with 252 and 257), so it leaves as much again as was given, for `guardian extend`.
+const BACKSTOP: Duration = Duration::from_secs(600);
+
+impl Limits {
+    /// When systemd ends a unit by itself; never without a limit of ours.
+    pub fn backstop(&self) -> Option<Duration> {
+        self.max_runtime.map(|limit| limit.saturating_mul(2).saturating_add(self.grace).saturating_add(BACKSTOP))
+    }
 }
 
 /// Limits that the kernel enforces through cgroup controllers. `None` is no limit.
@@ -137,6 +219,10 @@ pub struct LimitUpdate {
     pub cpu_max_percent: Option<Option<u32>>,
     /// See [`Limits::isolate_pids`].
     pub isolate_pids: Option<bool>,
+    /// See [`Limits::sandbox`]. For the configuration alone.
+    pub sandbox: Option<Sandbox>,
+    /// See [`Limits::credentials`]. For the configuration alone: systemd reads the files as root.
+    pub credentials: Option<Vec<Credential>>,
 }
 
 impl Limits {
@@ -155,6 +241,8 @@ impl Limits {
         put(&mut self.resources.tasks_max, update.tasks_max);
         put(&mut self.resources.cpu_max_percent, update.cpu_max_percent);
         put(&mut self.isolate_pids, update.isolate_pids);
+        put(&mut self.sandbox, update.sandbox);
+        self.credentials = update.credentials.clone().unwrap_or(self.credentials);
         self
     }
 }

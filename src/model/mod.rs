@@ -23,7 +23,7 @@ pub use id::{InvalidRunId, RunId};
 pub use instance::InstanceKind;
 pub use kill::{Actor, Evidence, KillAnswer, KillMode, KillReason, ProcessSeen, Receipt, Step, StepKind};
 pub use launch::{Considered, LaunchRequest, Reserved};
-pub use limits::{LimitUpdate, Limits, Readiness, Resources, Rule};
+pub use limits::{Credential, LimitUpdate, Limits, Readiness, Resources, Rule, Sandbox};
 pub use retention::Retention;
 pub use run::{
     CgroupIdentity, ContainerId, Containment, ExitStatus, Health, HealthReason, Outcome, Phase, ProcessId, RunSpec,

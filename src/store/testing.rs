@@ -29,6 +29,8 @@ pub(super) fn live(n: u32) -> RunView {
         readiness: Readiness::Output,
         resources: Resources::default(),
         isolate_pids: false,
+        sandbox: crate::model::Sandbox::default(),
+        credentials: Vec::new(),
     };
     RunView {
         spec: RunSpec {

@@ -341,6 +341,8 @@ impl Bench {
                 readiness: Readiness::Output,
                 resources: Resources::default(),
                 isolate_pids: false,
+                sandbox: guardian::model::Sandbox::default(),
+                credentials: Vec::new(),
             },
             log: None,
         };

@@ -165,6 +165,8 @@ pub fn live(n: u64, uid: u32) -> RunView {
         readiness: Readiness::Output,
         resources: Resources { memory_max_bytes: Some(1 << 30), tasks_max: None, cpu_max_percent: None },
         isolate_pids: true,
+        sandbox: Sandbox::Off,
+        credentials: Vec::new(),
     };
     RunView {
         spec: RunSpec {

@@ -98,7 +98,7 @@ fn the_command_runs_contained_and_its_counters_and_output_are_seen() {
     let Some(mut rig) = Rig::new(false) else { return };
     let (_, mut cgroup) = rig.cgroup();
     let exec = rig.exec(&["sh", "-c", "cat /proc/self/cgroup; ls /proc/self/fd; sleep 600"], &cgroup);
-    let mut main = rig.host.spawn(&exec, &mut cgroup).unwrap();
+    let mut main = rig.host.spawn(&exec, &mut cgroup).unwrap().unwrap();
     rig.host.attach(&mut cgroup, &mut main).unwrap();
     assert!(rig.host.populated(&cgroup).unwrap());
     assert!(!rig.host.has_output(&cgroup, None) && !rig.host.has_output(&cgroup, Some(&exec.log)));
@@ -135,7 +135,7 @@ fn a_child_can_begin_in_its_cgroup() {
     let Some(mut rig) = Rig::new(false) else { return };
     let (_, mut cgroup) = rig.cgroup();
     let exec = rig.exec(&["sh", "-c", "cat /proc/self/cgroup; exit 3"], &cgroup);
-    let mut main = rig.host.spawn(&exec, &mut cgroup).unwrap();
+    let mut main = rig.host.spawn(&exec, &mut cgroup).unwrap().unwrap();
     assert_eq!(rig.host.populated(&cgroup).unwrap(), kernel_is_at_least(5, 7));
     rig.host.attach(&mut cgroup, &mut main).unwrap();
     rig.host.open_gate(&mut main).unwrap();
@@ -150,7 +150,7 @@ fn a_gate_that_never_opens_executes_nothing_and_leaves_nothing() {
     let Some(mut rig) = Rig::new(false) else { return };
     let (_, mut cgroup) = rig.cgroup();
     let exec = rig.exec(&["touch", "executed"], &cgroup);
-    let mut main = rig.host.spawn(&exec, &mut cgroup).unwrap();
+    let mut main = rig.host.spawn(&exec, &mut cgroup).unwrap().unwrap();
     rig.host.attach(&mut cgroup, &mut main).unwrap();
     drop(main);
     rig.until_empty(&cgroup, |_, _| {});
@@ -162,7 +162,7 @@ fn a_gate_that_never_opens_executes_nothing_and_leaves_nothing() {
 fn a_gated_child_holds_no_copy_of_its_own_gate() {
     let Some(mut rig) = Rig::new(false) else { return };
     let (_, mut cgroup) = rig.cgroup();
-    let detached = rig.host.spawn(&rig.exec(&["true"], &cgroup), &mut cgroup).unwrap();
+    let detached = rig.host.spawn(&rig.exec(&["true"], &cgroup), &mut cgroup).unwrap().unwrap();
     let foreground = guardian::launch::gate::foreground(&[b"true".to_vec()], Vec::new(), None).unwrap();
     for pid in [rig.host.process_id(&detached).pid, foreground.id().pid] {
         // The gate is the pipe that the child reads from while it waits.
@@ -189,7 +189,7 @@ fn a_gated_child_holds_no_copy_of_its_own_gate() {
 fn a_missing_command_is_an_error_of_the_gate() {
     let Some(mut rig) = Rig::new(false) else { return };
     let (_, mut cgroup) = rig.cgroup();
-    let mut main = rig.host.spawn(&rig.exec(&["no-such-command"], &cgroup), &mut cgroup).unwrap();
+    let mut main = rig.host.spawn(&rig.exec(&["no-such-command"], &cgroup), &mut cgroup).unwrap().unwrap();
     rig.host.attach(&mut cgroup, &mut main).unwrap();
     let error = rig.host.open_gate(&mut main).unwrap_err().to_string();
     assert_eq!(error, "execute no-such-command: command not found");
@@ -330,7 +330,7 @@ fn an_instance_moves_out_of_the_run_that_it_was_started_in() {
     let test = std::env::current_exe().unwrap();
     let argv = ["env", &format!("{OPTIONS}={key}"), test.to_str().unwrap(), "--exact", NAME, "--nocapture"];
     let exec = rig.exec(&argv, &cgroup);
-    let mut main = rig.host.spawn(&exec, &mut cgroup).unwrap();
+    let mut main = rig.host.spawn(&exec, &mut cgroup).unwrap().unwrap();
     rig.host.attach(&mut cgroup, &mut main).unwrap();
     rig.host.open_gate(&mut main).unwrap();
     let mut status = None;

@@ -74,7 +74,7 @@ impl Rig {
     pub fn launch(&mut self, script: &str) -> (RunId, HostContainer, HostProcess) {
         let (run, mut cgroup) = self.cgroup();
         let exec = self.exec(&["sh", "-c", script], &cgroup);
-        let mut main = self.host.spawn(&exec, &mut cgroup).unwrap();
+        let mut main = self.host.spawn(&exec, &mut cgroup).unwrap().unwrap();
         self.host.attach(&mut cgroup, &mut main).unwrap();
         self.host.watch_process(run, Role::Main, &main).unwrap();
         self.host.watch_container(run, &cgroup).unwrap();

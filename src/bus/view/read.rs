@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::{RunDict, WireHealth, WireReason, WireStep, actor_from, processes_from};
 use crate::model::{
     CgroupIdentity, ContainerId, Containment, Error, Health, HealthReason, KillReason, Limits, Outcome, Phase,
-    ProcessId, Readiness, Receipt, Resources, Rule, RunId, RunSpec, RunView, Step, StepKind, Usage, Wall,
+    ProcessId, Readiness, Receipt, Resources, Rule, RunId, RunSpec, RunView, Sandbox, Step, StepKind, Usage, Wall,
 };
 
 /// Finds the value that is spelt like this.
@@ -58,6 +58,7 @@ pub fn reason_from((code, rule, allowed, text): WireReason) -> Result<KillReason
         "requested" => KillReason::Requested { text },
         "client_gone" => KillReason::ClientGone,
         "containment_lost" => KillReason::ContainmentLost,
+        "stopped_outside" => KillReason::StoppedOutside,
         "leftovers" => KillReason::Leftovers,
         "launch_incomplete" => KillReason::LaunchIncomplete,
         other => return Err(unknown("reason", other)),
@@ -150,6 +151,8 @@ impl TryFrom<RunDict> for RunView {
                         cpu_max_percent: d.cpu_max_percent,
                     },
                     isolate_pids: d.isolate_pids.unwrap_or_default(),
+                    sandbox: d.sandbox.as_deref().map_or(Ok(Sandbox::default()), parsed::<Sandbox>)?,
+                    credentials: Vec::new(),
                 },
                 log: d.log_path.filter(|p| !p.is_empty()).map(PathBuf::from),
             },

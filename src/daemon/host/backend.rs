@@ -8,12 +8,12 @@ use crate::kernel::poll::Waker;
 use crate::launch::cgroupfs::{self, CgroupTree};
 use crate::launch::mark::Owner;
 use crate::launch::systemd::{self, Manager};
-use crate::model::{Considered, Containment};
+use crate::model::{Considered, Containment, InstanceKind};
 
 /// What contains new runs.
 #[derive(Debug)]
 pub(super) enum Taken {
-    /// Scopes of this manager.
+    /// Units of this manager.
     Systemd(Manager),
     /// Cgroups in this tree.
     Cgroupfs(CgroupTree),
@@ -22,6 +22,14 @@ pub(super) enum Taken {
 }
 
 impl Taken {
+    /// The systemd manager, or that there is none.
+    pub(super) fn manager(&self) -> Result<&Manager, KernelError> {
+        match self {
+            Taken::Systemd(manager) => Ok(manager),
+            Taken::Cgroupfs(_) | Taken::Subtree => Err(KernelError::Gone { what: "the connection to systemd".into() }),
+        }
+    }
+
     /// Its name.
     pub(super) fn containment(&self) -> Containment {
         match self {
@@ -61,11 +69,13 @@ fn open(backend: Containment, options: &HostOptions, owner: &Owner, waker: &Wake
     match backend {
         Containment::Systemd => {
             let waker = waker.clone();
+            let whole = options.kind == InstanceKind::System;
             let of_systemd =
-                systemd::Options { mount: options.mount.clone(), ..systemd::Options::from_env(owner.clone()) };
+                systemd::Options { mount: options.mount.clone(), ..systemd::Options::from_env(whole, owner.clone()) };
             let manager = Manager::connect(of_systemd, Arc::new(move || waker.wake())).map_err(|e| e.to_string())?;
             let why = format!(
-                "the user's systemd manager (version {}) makes a scope for each run in {}",
+                "{} systemd manager (version {}) makes a unit for each run in {}",
+                if whole { "the host's" } else { "the user's" },
                 manager.version(),
                 manager.cgroup().display()
             );

@@ -38,6 +38,8 @@ pub struct HostCgroup {
     cpu: Counter,
     memory: Counter,
     watch: RefCell<Option<Registration>>,
+    /// Bytes that its processes had written before they were the run's.
+    before: Cell<u64>,
 }
 
 /// A counter file, kept open from the first reading on.
@@ -78,6 +80,7 @@ impl HostCgroup {
             cpu: Counter::new("cpu.stat"),
             memory: Counter::new("memory.current"),
             watch: RefCell::default(),
+            before: Cell::default(),
         })
     }
 
@@ -163,7 +166,12 @@ impl HostCgroup {
 
     /// Any write counts, to a terminal, a pipe or a file: there is no cheap way to tell which it was.
     pub(super) fn has_written(&self) -> bool {
-        self.sum(process::written_bytes).is_ok_and(|bytes| bytes > 0)
+        self.sum(process::written_bytes).is_ok_and(|bytes| bytes > self.before.get())
+    }
+
+    /// What has been written so far is not the run's: systemd's own, by the process that was to become its wrapper.
+    pub(super) fn forget_writes(&self) {
+        self.before.set(self.sum(process::written_bytes).unwrap_or_default());
     }
 
     pub(super) fn oom_kills(&self) -> u64 {

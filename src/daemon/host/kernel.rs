@@ -2,7 +2,7 @@
 
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::sync::{Arc, PoisonError};
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use rustix::fs::{FallocateFlags, Mode, OFlags, fallocate, fstat, stat};
@@ -11,8 +11,8 @@ use rustix::system::sysinfo;
 
 use super::backend::Taken;
 use super::cgroup::HostCgroup;
-use super::scope::HostScope;
 use super::subtree::HostSubtree;
+use super::unit::HostUnit;
 use super::{Holder, Host, HostContainer, HostProcess};
 use crate::kernel::cgroup::CgroupDir;
 use crate::kernel::tree::Table;
@@ -40,7 +40,7 @@ impl Kernel for Host {
         let reserved = self.reserved.remove(&spec.id);
         let (container, notices) = match (&self.backend, reserved) {
             (Taken::Systemd(_), _) => {
-                (HostContainer::Scope(Box::new(HostScope::wanted(spec))), super::unneeded(&spec.limits))
+                (HostContainer::Unit(Box::new(HostUnit::wanted(spec))), super::unneeded(&spec.limits))
             }
             (Taken::Cgroupfs(tree), reserved) => {
                 let cgroup = match reserved {
@@ -81,7 +81,7 @@ impl Kernel for Host {
     fn list(&mut self) -> Result<Vec<RunId>, KernelError> {
         let mut runs = self.shims.list()?;
         match &self.backend {
-            Taken::Systemd(manager) => runs.extend(manager.scopes()?.into_iter().map(|(run, _)| run)),
+            Taken::Systemd(manager) => runs.extend(manager.units()?.into_iter().map(|(run, _)| run)),
             Taken::Cgroupfs(tree) => runs.extend(tree.list()?),
             Taken::Subtree => {}
         }
@@ -95,7 +95,7 @@ impl Kernel for Host {
         })
     }
 
-    fn spawn(&mut self, exec: &Exec, container: &mut HostContainer) -> Result<HostProcess, KernelError> {
+    fn spawn(&mut self, exec: &Exec, container: &mut HostContainer) -> Result<Option<HostProcess>, KernelError> {
         let (gated, child) = match container {
             HostContainer::Cgroup(cgroup) => {
                 cgroup.dir().verify()?;
@@ -103,11 +103,9 @@ impl Kernel for Host {
                 let (gated, child) = orphans::Child::start(start, |gated| gated.id().pid)?;
                 (gated, Some(child))
             }
-            // The scope takes it in.
-            HostContainer::Scope(_) => {
-                let start = || gate::detached(exec, self.nofile, None);
-                let (gated, child) = orphans::Child::start(start, |gated| gated.id().pid)?;
-                (gated, Some(child))
+            HostContainer::Unit(unit) => {
+                unit.start_service(self.backend.manager()?, exec, &self.ready)?;
+                return Ok(None);
             }
             HostContainer::Subtree(subtree) => {
                 let started = subtree.start(&self.shims, exec, self.nofile)?;
@@ -115,12 +113,11 @@ impl Kernel for Host {
             }
         };
         let (pidfd, id, gate) = gated.into_parts();
-        Ok(HostProcess { pidfd: Arc::new(pidfd), id, gate, child, watch: std::cell::RefCell::default() })
+        Ok(Some(HostProcess { child, ..HostProcess::started_elsewhere(pidfd, id, gate) }))
     }
 
     fn open_process(&mut self, id: ProcessId) -> Result<HostProcess, KernelError> {
-        let pidfd = Arc::new(process::open_known(id)?);
-        Ok(HostProcess { pidfd, id, gate: None, child: None, watch: std::cell::RefCell::default() })
+        Ok(HostProcess::started_elsewhere(process::open_known(id)?, id, None))
     }
 
     fn process_id(&self, process: &HostProcess) -> ProcessId {
@@ -138,11 +135,8 @@ impl Kernel for Host {
     fn attach(&mut self, container: &mut HostContainer, process: &mut HostProcess) -> Result<Attached, KernelError> {
         match container {
             HostContainer::Cgroup(cgroup) => cgroup.attach(process)?,
-            HostContainer::Scope(scope) => {
-                let Taken::Systemd(manager) = &self.backend else {
-                    return Err(KernelError::Gone { what: "the connection to systemd".into() });
-                };
-                scope.start(manager, process, &self.ready)?;
+            HostContainer::Unit(unit) => {
+                unit.start_scope(self.backend.manager()?, process, &self.ready)?;
                 return Ok(Attached::Later);
             }
             HostContainer::Subtree(subtree) => {
@@ -156,20 +150,21 @@ impl Kernel for Host {
     fn complete(
         &mut self,
         container: &mut HostContainer,
-        process: &mut HostProcess,
+        process: &mut Option<HostProcess>,
     ) -> Result<Vec<String>, KernelError> {
         match container {
-            HostContainer::Scope(scope) => scope.complete(process, self.mount()?),
+            HostContainer::Unit(unit) => unit.complete(process, self.mount()?),
             HostContainer::Cgroup(_) | HostContainer::Subtree(_) => Ok(Vec::new()),
         }
     }
 
     fn exit_status(&mut self, container: Option<&HostContainer>, process: Option<&HostProcess>) -> Option<ExitStatus> {
-        let shim_says = match container.and_then(HostContainer::holder) {
-            Some(Holder::Subtree(subtree)) => subtree.exit_status(),
-            Some(Holder::Cgroup(_)) | None => None,
+        let parent_says = match container {
+            Some(HostContainer::Subtree(subtree)) => subtree.exit_status(),
+            Some(HostContainer::Unit(unit)) => unit.exit_status(self.manager(), &self.ready),
+            Some(HostContainer::Cgroup(_)) | None => None,
         };
-        shim_says.or_else(|| match process {
+        parent_says.or_else(|| match process {
             Some(HostProcess { child: Some(child), .. }) => child.status(),
             Some(process) => process::foreign_exit_status(&*process.pidfd),
             None => None,
@@ -199,15 +194,22 @@ impl Kernel for Host {
     fn wait(&mut self, timeout: Option<Duration>) -> Result<Vec<Notice>, KernelError> {
         let mut notices = self.poller.wait(timeout)?;
         let ready = std::mem::take(&mut *self.ready.lock().unwrap_or_else(PoisonError::into_inner));
-        notices.extend(ready.into_iter().map(Notice::Attached));
+        notices.extend(ready.into_iter().map(Notice::Told));
         Ok(notices)
     }
 
     fn populated(&mut self, container: &HostContainer) -> Result<bool, KernelError> {
-        match container.holder() {
-            Some(Holder::Cgroup(cgroup)) => cgroup.populated(),
-            Some(Holder::Subtree(subtree)) => self.around(|around| subtree.populated(around)),
-            None => Ok(false),
+        match container {
+            HostContainer::Cgroup(cgroup) => cgroup.populated(),
+            HostContainer::Unit(unit) => unit.populated(self.manager(), &self.ready),
+            HostContainer::Subtree(subtree) => self.around(|around| subtree.populated(around)),
+        }
+    }
+
+    fn was_stopped(&mut self, container: &HostContainer) -> bool {
+        match container {
+            HostContainer::Unit(unit) => self.manager().is_some_and(|manager| unit.was_stopped(manager)),
+            HostContainer::Cgroup(_) | HostContainer::Subtree(_) => false,
         }
     }
 
@@ -219,6 +221,7 @@ impl Kernel for Host {
     }
 
     fn terminate(&mut self, container: &HostContainer) -> Result<u32, KernelError> {
+        container.acted();
         match container.holder() {
             Some(Holder::Cgroup(cgroup)) => cgroup.terminate(),
             Some(Holder::Subtree(subtree)) => self.around(|around| subtree.terminate(around)),
@@ -227,6 +230,7 @@ impl Kernel for Host {
     }
 
     fn kill(&mut self, container: &HostContainer) -> Result<u32, KernelError> {
+        container.acted();
         match container.holder() {
             Some(Holder::Cgroup(cgroup)) => cgroup.kill(self.force_kill_fallback),
             Some(Holder::Subtree(subtree)) => self.around(|around| subtree.kill(around)),
@@ -319,10 +323,7 @@ impl Kernel for Host {
     fn remove(&mut self, container: &HostContainer) -> Result<(), KernelError> {
         match container {
             HostContainer::Cgroup(cgroup) => cgroup.remove(),
-            HostContainer::Scope(scope) => match &self.backend {
-                Taken::Systemd(manager) => scope.remove(Some(manager)),
-                _ => scope.remove(None),
-            },
+            HostContainer::Unit(unit) => unit.remove(self.manager()),
             HostContainer::Subtree(subtree) => {
                 subtree.remove()?;
                 self.live_shims.remove(&subtree.run());
@@ -335,11 +336,11 @@ impl Kernel for Host {
 impl Host {
     /// The container of a cgroup that is proved to be the run's.
     fn holding(&self, run: RunId, dir: CgroupDir) -> Result<HostContainer, KernelError> {
-        let is_scope = dir.path().file_name().and_then(|name| systemd::run_of(name.to_str()?)) == Some(run);
+        let unit = dir.path().file_name().and_then(|name| systemd::run_of(name.to_str()?));
         let cgroup = HostCgroup::new(dir, self.mount()?)?;
-        Ok(match is_scope {
-            true => HostContainer::Scope(Box::new(HostScope::of(run, Some(cgroup)))),
-            false => HostContainer::Cgroup(cgroup),
+        Ok(match unit.filter(|(id, _)| *id == run) {
+            Some((_, kind)) => HostContainer::Unit(Box::new(HostUnit::of(run, kind, Some(cgroup)))),
+            None => HostContainer::Cgroup(cgroup),
         })
     }
 
@@ -348,7 +349,7 @@ impl Host {
         let found = match &self.backend {
             Taken::Cgroupfs(tree) => tree.reopen(run),
             Taken::Systemd(manager) => {
-                let Some((_, path)) = manager.scopes()?.into_iter().find(|(id, _)| *id == run) else { return Ok(None) };
+                let Some((_, path)) = manager.units()?.into_iter().find(|(id, _)| *id == run) else { return Ok(None) };
                 CgroupDir::open(&path).and_then(|dir| self.owner.prove(run, &dir, None).map(|()| dir))
             }
             Taken::Subtree => return Ok(None),

@@ -6,8 +6,8 @@
 mod backend;
 mod cgroup;
 mod kernel;
-mod scope;
 mod subtree;
+mod unit;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -26,14 +26,15 @@ use crate::launch::gate::Gate;
 use crate::launch::mark::Owner;
 use crate::launch::orphans;
 use crate::launch::subtree::{ShimLimits, Shims};
+use crate::launch::systemd::Manager;
 use crate::model::{
     Considered, ContainerId, Containment, Error, ErrorKind, InstanceKind, Limits, ProcessId, Reserved, Resources, RunId,
 };
 
 use backend::Taken;
 use cgroup::{HostCgroup, Kept};
-use scope::{HostScope, Ready};
 use subtree::{Around, HostSubtree};
+use unit::{HostUnit, Ready};
 
 /// The part of the descriptors that may be kept open for sampling; the rest is for runs, clients and the store.
 const KEPT_SHARE: usize = 8;
@@ -94,7 +95,7 @@ pub struct Host {
     mount: Option<Cgroup2Mount>,
     owner: Owner,
     shims: Shims,
-    /// Runs whose scopes are there by now, or could not be.
+    /// Runs of whose units something is known by now.
     ready: Ready,
     poller: Poller,
     boot_id: String,
@@ -119,8 +120,8 @@ pub struct Host {
 pub enum HostContainer {
     /// A cgroup of ours.
     Cgroup(HostCgroup),
-    /// A scope of systemd's.
-    Scope(Box<HostScope>),
+    /// A unit of systemd's.
+    Unit(Box<HostUnit>),
     /// A shim.
     Subtree(HostSubtree),
 }
@@ -132,11 +133,18 @@ enum Holder<'a> {
 }
 
 impl HostContainer {
-    /// None for a scope that is still to come.
+    /// Notes that we end what is in it.
+    fn acted(&self) {
+        if let HostContainer::Unit(unit) = self {
+            unit.acted();
+        }
+    }
+
+    /// None for a unit that is still to come.
     fn holder(&self) -> Option<Holder<'_>> {
         match self {
             HostContainer::Cgroup(cgroup) => Some(Holder::Cgroup(cgroup)),
-            HostContainer::Scope(scope) => scope.cgroup().map(Holder::Cgroup),
+            HostContainer::Unit(unit) => unit.cgroup().map(Holder::Cgroup),
             HostContainer::Subtree(subtree) => Some(Holder::Subtree(subtree)),
         }
     }
@@ -151,6 +159,13 @@ pub struct HostProcess {
     /// For a child of ours.
     child: Option<orphans::Child>,
     watch: RefCell<Option<Registration>>,
+}
+
+impl HostProcess {
+    /// One that is not our child.
+    fn started_elsewhere(pidfd: OwnedFd, id: ProcessId, gate: Option<Gate>) -> Self {
+        Self { pidfd: Arc::new(pidfd), id, gate, child: None, watch: RefCell::default() }
+    }
 }
 
 impl Host {
@@ -194,7 +209,7 @@ impl Host {
     /// A process that a client gave by its pidfd.
     pub fn process(&self, pidfd: OwnedFd) -> Result<HostProcess, KernelError> {
         let id = process::identify(&pidfd)?;
-        Ok(HostProcess { pidfd: Arc::new(pidfd), id, gate: None, child: None, watch: RefCell::default() })
+        Ok(HostProcess::started_elsewhere(pidfd, id, None))
     }
 
     /// Whether there are descriptors for one more run: three or four, and more while a shim is started.
@@ -257,7 +272,7 @@ impl Host {
                 "this instance contains runs by a shim, so call ReserveRun first and start the command below one"
                     .to_owned(),
             )),
-            Some(HostContainer::Cgroup(_) | HostContainer::Scope(_)) | None => {
+            Some(HostContainer::Cgroup(_) | HostContainer::Unit(_)) | None => {
                 match process::stat(main.pid)?.ppid == client.pid {
                     true => Ok(()),
                     false => Err(not_ours(format!(
@@ -312,6 +327,16 @@ impl Host {
 
     fn mount(&self) -> Result<&Cgroup2Mount, KernelError> {
         self.mount.as_ref().ok_or_else(|| KernelError::Gone { what: "the mount of cgroup2".into() })
+    }
+
+    /// The systemd manager, where it contains new runs.
+    fn manager(&self) -> Option<&Manager> {
+        self.backend.manager().ok()
+    }
+
+    /// Whether another start of the instance is needed before runs can be contained again.
+    pub fn is_stale(&self) -> bool {
+        self.manager().is_some_and(Manager::is_stale)
     }
 
     /// What is around a run below a shim.

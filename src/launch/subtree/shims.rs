@@ -242,6 +242,8 @@ mod tests {
             readiness: Readiness::Exec,
             resources: Resources::default(),
             isolate_pids: false,
+            sandbox: crate::model::Sandbox::default(),
+            credentials: Vec::new(),
         };
         assert_eq!((notices(&limits), ShimLimits::of(&limits)), (Vec::new(), ShimLimits::default()));
         limits.resources =

@@ -12,6 +12,9 @@ pub enum Absent {
          Delegate=yes, or run Guardian as an ordinary user"
     )]
     Root,
+    /// We are not, and the host's manager is wanted.
+    #[error("the host's systemd manager makes units for root alone: use an instance of your own (--user or --private)")]
+    NotRoot,
     /// Nobody has made the directory that the session bus would be in.
     #[error(
         "no systemd manager runs for user {uid}: {dir} does not exist; log in through PAM (ssh, a console, \

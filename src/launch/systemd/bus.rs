@@ -139,15 +139,22 @@ fn directory(cgroup: &str, pid: u32, mount: &Cgroup2Mount, uid: u32) -> Result<P
         Ok(own) => return Err(elsewhere(format!("its process {pid} is in {}", own.display()))),
         Err(e) => return Err(elsewhere(format!("its process cannot be seen: {e}"))),
     }
-    let place = mount.directory_of(Path::new(cgroup));
+    // The host's manager has the root.
+    let whole = matches!(cgroup, "" | "/");
+    let place = mount.directory_of(Path::new(if whole { "/" } else { cgroup }));
     let dir = place.ok_or_else(|| elsewhere(format!("it is not below {}", mount.mount_point.display())))?;
     CgroupDir::open(&dir).map_err(|e| elsewhere(e.to_string()))?;
     let not_writable = |why: String| Absent::NotWritable { path: dir.clone(), why, uid };
-    if mount.read_only {
+    if mount.read_only && !whole {
         return Err(not_writable("cgroup2 is mounted read-only".to_owned()));
     }
+    // Ours is the slice below it alone, if it is there already: nothing else may be changed by the service.
+    let ours = if whole { dir.join("guardian.slice") } else { dir.clone() };
+    if whole && !ours.exists() {
+        return Ok(dir);
+    }
     for file in ["", "cgroup.procs"] {
-        accessat(CWD, dir.join(file), Access::WRITE_OK, AtFlags::EACCESS).map_err(|e| not_writable(e.to_string()))?;
+        accessat(CWD, ours.join(file), Access::WRITE_OK, AtFlags::EACCESS).map_err(|e| not_writable(e.to_string()))?;
     }
     Ok(dir)
 }

@@ -1,14 +1,16 @@
-//! The backend `systemd`: a transient scope for each run, made by the user's systemd manager.
+//! The backend `systemd`: a transient unit for each run, made by the host's systemd manager or a user's. A scope is put
+//! around the gated child of a client (a foreground run); a service is started by systemd, which keeps how it ended and
+//! where its output went (a detached run).
 //!
 //! ```text
-//!   engine's thread ── start_scope ──▶ channel ──▶ thread "systemd" ── session bus ──▶ systemd --user
-//!                   ◀──────── done, wake ────────                  ◀── JobRemoved ──
+//!   engine's thread ── start ───────▶ channel ──▶ thread "systemd" ── bus ──▶ systemd
+//!                   ◀── done, wake ───                            ◀── JobRemoved ──
 //!
-//!   <manager's cgroup>/guardian.slice/guardian-WORKFLOW.slice/guardian-run_0123456789ab.scope/
+//!   <manager's cgroup>/guardian.slice/guardian-WORKFLOW.slice/guardian-run_0123456789ab.scope/ or .service/
 //! ```
 //!
-//! Owns the connection to the manager, the names of units, and the properties that a scope is started with. The engine's
-//! thread never waits for D-Bus: it asks, and is told. A scope's cgroup is a cgroup as any other: it is watched, sampled
+//! Owns the connection to the manager, the names of units, and the properties that they are started with. The engine's
+//! thread never waits for D-Bus: it asks, and is told. A unit's cgroup is a cgroup as any other: it is watched, sampled
 //! and killed through its directory, never through systemd.
 //!
 //! The end is systemd's: it watches the cgroup, and when that becomes empty it removes the directory and forgets the unit,
@@ -19,29 +21,45 @@ mod absent;
 mod bus;
 mod names;
 mod scope;
+mod service;
 
+use std::collections::HashSet;
 use std::fmt;
+use std::future::poll_fn;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, mpsc as std_mpsc};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, mpsc as std_mpsc};
 use std::time::Duration;
 
+use rustix::fs::{Access, AtFlags, CWD, accessat};
+use rustix::io::Errno;
 use tokio::sync::{Mutex, mpsc};
-use zbus::Connection;
+use zbus::export::futures_core::Stream as _;
+use zbus::{Connection, MatchRule, MessageStream, ObjectPath};
 
 pub use absent::Absent;
 use bus::Place;
-pub use names::{run_of, scope as unit_of, slice as slice_of};
+pub use names::{UnitKind, run_of, slice as slice_of, unit as unit_of};
 use scope::{Surroundings, Wanted};
+pub use service::{Told, Wanted as ServiceWanted};
 
 use super::mark::Owner;
 use crate::kernel::KernelError;
 use crate::kernel::cgroup::CgroupDir;
 use crate::kernel::mount::{self, Cgroup2Mount};
-use crate::model::{Resources, RunId};
+use crate::model::{ProcessId, Resources, RunId};
 
 /// How much longer than its own deadline the thread is waited for.
 const SLACK: Duration = Duration::from_secs(3);
+
+/// Where the host's bus is.
+const SYSTEM_BUS: &str = "/run/dbus/system_bus_socket";
+
+/// The time that systemd may take to tell of a unit.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// How deep slices are followed below the manager's cgroup. Ours are two deep.
 const SLICES_DEEP: usize = 8;
@@ -52,7 +70,9 @@ pub type Wake = Arc<dyn Fn() + Send + Sync>;
 /// Where the manager is looked for.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// `DBUS_SESSION_BUS_ADDRESS`, if it is set.
+    /// The host's manager and not a user's.
+    pub whole: bool,
+    /// `DBUS_SESSION_BUS_ADDRESS`, or `DBUS_SYSTEM_BUS_ADDRESS`, if it is set.
     pub address: Option<String>,
     /// The directories in which the bus's socket may be, the best first.
     pub runtime_dirs: Vec<PathBuf>,
@@ -66,13 +86,14 @@ pub struct Options {
 
 impl Options {
     /// What the environment says.
-    pub fn from_env(owner: Owner) -> Self {
+    pub fn from_env(whole: bool, owner: Owner) -> Self {
         let uid = rustix::process::geteuid().as_raw();
         let named = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|dir| dir.is_absolute());
         // After su, the variable is unset or another user's.
         let own = PathBuf::from(format!("/run/user/{uid}"));
         Self {
-            address: std::env::var("DBUS_SESSION_BUS_ADDRESS").ok(),
+            whole,
+            address: std::env::var(if whole { "DBUS_SYSTEM_BUS_ADDRESS" } else { "DBUS_SESSION_BUS_ADDRESS" }).ok(),
             runtime_dirs: named.into_iter().chain([own]).collect(),
             mount: None,
             uid,
@@ -94,10 +115,15 @@ pub struct ScopeRequest {
     pub pid: u32,
     /// Its limits.
     pub resources: Resources,
-    /// Told once, from another thread, before the wake; not told if the manager is dropped first. After an error the
-    /// scope may still come to be, with the process in it: close the gate, and it goes as the process does.
-    pub done: Box<dyn FnOnce(Result<Scope, KernelError>) + Send>,
+    /// When systemd ends it by itself.
+    pub runtime_max: Option<Duration>,
+    /// See [`Done`].
+    pub done: Done,
 }
+
+/// Told once, from another thread, before the wake; not told if the manager is dropped first. After an error the unit may
+/// still come to be, with the process in it: close the gate, and it goes as the process does.
+pub type Done = Box<dyn FnOnce(Result<Started, KernelError>) + Send>;
 
 impl fmt::Debug for ScopeRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -105,29 +131,48 @@ impl fmt::Debug for ScopeRequest {
     }
 }
 
-/// A scope that holds the process.
+/// A unit that holds its process.
 #[derive(Debug)]
-pub struct Scope {
-    /// The name of the unit.
-    pub unit: String,
+pub struct Started {
     /// Its cgroup, opened while the process was in it, and marked.
     pub cgroup: CgroupDir,
-    /// Limits that are not in force, in sentences.
+    /// The main process of a service.
+    pub main: Option<Main>,
+    /// What is not in force, in sentences.
     pub notices: Vec<String>,
 }
 
-/// The user's systemd manager.
+/// A process that systemd started.
+#[derive(Debug)]
+pub struct Main {
+    /// Its pidfd.
+    pub pidfd: OwnedFd,
+    /// Its pid and start time.
+    pub id: ProcessId,
+}
+
+/// A systemd manager.
 #[derive(Debug)]
 pub struct Manager {
     requests: mpsc::UnboundedSender<Request>,
     place: Place,
+    stopped: Stopped,
+    stale: Arc<AtomicBool>,
     wake: WakeFn,
 }
 
 enum Request {
-    Start(ScopeRequest),
-    Collect(RunId),
+    Scope(ScopeRequest),
+    Service(Box<ServiceWanted>, Done),
+    Look(RunId, UnitKind, Looked),
+    Collect(RunId, UnitKind),
 }
+
+/// Told, as [`Done`], what systemd knows of a unit: none when it knows no such unit any more, or does not answer.
+pub type Looked = Box<dyn FnOnce(Option<Told>) + Send>;
+
+/// The runs whose units systemd was asked to stop, by whomever.
+type Stopped = Arc<std::sync::Mutex<HashSet<RunId>>>;
 
 #[derive(Clone)]
 struct WakeFn(Wake);
@@ -141,10 +186,14 @@ impl fmt::Debug for WakeFn {
 impl Manager {
     /// Finds the manager and checks that it is of use, in 2 s at most. `wake` is called after each `done`.
     pub fn connect(options: Options, wake: Wake) -> Result<Self, Absent> {
-        if options.uid == 0 {
-            return Err(Absent::Root);
+        let whole = options.whole;
+        if (options.uid == 0) != whole {
+            return Err(if whole { Absent::NotRoot } else { Absent::Root });
         }
-        let address = bus::address(options.address.as_deref(), &options.runtime_dirs, options.uid)?;
+        let address = match whole {
+            true => options.address.clone().unwrap_or_else(|| format!("unix:path={SYSTEM_BUS}")),
+            false => bus::address(options.address.as_deref(), &options.runtime_dirs, options.uid)?,
+        };
         let nowhere = |e: KernelError| Absent::Elsewhere { cgroup: "of the user".to_owned(), why: e.to_string() };
         let mount = options.mount.map_or_else(mount::find, Ok).map_err(nowhere)?;
         let not_started = |e: io::Error| Absent::NoThread(e.to_string());
@@ -159,12 +208,19 @@ impl Manager {
         let (found, is_found) = std_mpsc::channel();
         let wake = WakeFn(wake);
         let (uid, owner, told) = (options.uid, options.owner, wake.clone());
+        let stopped = Stopped::default();
+        let seen = stopped.clone();
+        let stale = Arc::<AtomicBool>::default();
+        let worn = stale.clone();
         let serve = async move {
             let (connection, place) = match bus::connect(&address, &mount, uid).await {
                 Ok(found) => found,
                 Err(absent) => return drop(found.send(Err(absent))),
             };
-            let link = Link { address, mount, uid, owner, place: place.clone(), connection: Mutex::new(connection) };
+            watch_stops(&connection, seen.clone()).await;
+            let connection = Mutex::new(connection);
+            let place_here = place.clone();
+            let link = Link { address, mount, uid, owner, place: place_here, stopped: seen, stale: worn, connection };
             if found.send(Ok(place)).is_ok() {
                 Arc::new(link).serve(incoming, told.0).await;
             }
@@ -179,7 +235,7 @@ impl Manager {
         let place = is_found
             .recv_timeout(bus::CONNECT + SLACK)
             .unwrap_or_else(|_| Err(Absent::NoThread("it does not answer".to_owned())))?;
-        Ok(Self { requests, place, wake })
+        Ok(Self { requests, place, stopped, stale, wake })
     }
 
     /// The major version of systemd; 0 if it is not known.
@@ -194,29 +250,92 @@ impl Manager {
 
     /// Asks for a scope, in 5 s at most, or 7 if the bus has to be connected to anew. Returns at once.
     pub fn start_scope(&self, request: ScopeRequest) {
-        if let Err(mpsc::error::SendError(Request::Start(request))) = self.requests.send(Request::Start(request)) {
-            let unit = names::scope(request.run);
-            (request.done)(Err(scope::failed(&unit, io::Error::other("the thread for it has ended"))));
-            (self.wake.0)();
+        self.ask(Request::Scope(request));
+    }
+
+    /// Asks for a service, as for a scope. Its wrapper waits at the gate.
+    pub fn start_service(&self, wanted: ServiceWanted, done: Done) {
+        self.ask(Request::Service(Box::new(wanted), done));
+    }
+
+    /// Asks what systemd knows of the unit of a run. What was done to the unit before is known when this is told.
+    pub fn look(&self, run: RunId, kind: UnitKind, looked: Looked) {
+        self.ask(Request::Look(run, kind, looked));
+    }
+
+    fn ask(&self, request: Request) {
+        let Err(mpsc::error::SendError(request)) = self.requests.send(request) else { return };
+        let ended = |run, kind| scope::failed(&names::unit(run, kind), io::Error::other("the thread for it has ended"));
+        match request {
+            Request::Scope(request) => (request.done)(Err(ended(request.run, UnitKind::Scope))),
+            Request::Service(wanted, done) => done(Err(ended(wanted.run, UnitKind::Service))),
+            Request::Look(_, _, looked) => looked(None),
+            Request::Collect(..) => {}
         }
+        (self.wake.0)();
     }
 
-    /// Makes systemd give up the scope of a run, if no process is in it. Returns at once; the directory goes when it is
-    /// done. For one that is empty and has not gone by itself; one that has is left in peace.
-    pub fn collect(&self, run: RunId) {
-        // Without the thread the scope stays until the next instance lists it.
-        let _ = self.requests.send(Request::Collect(run));
+    /// Makes systemd give up the unit of a run, if no process is in it. Returns at once; the directory goes when it is
+    /// done. For a service, and for a scope that is empty and has not gone by itself; one that has is left in peace.
+    pub fn collect(&self, run: RunId, kind: UnitKind) {
+        // Without the thread the unit stays until the next instance lists it.
+        let _ = self.requests.send(Request::Collect(run, kind));
     }
 
-    /// The scopes of runs, of whichever instance, with their directories. Read from the cgroups alone.
-    pub fn scopes(&self) -> Result<Vec<(RunId, PathBuf)>, KernelError> {
-        scopes_below(&self.place.dir)
+    /// Whether systemd was asked to stop the unit of a run, by somebody else while it was live.
+    pub fn was_stopped(&self, run: RunId) -> bool {
+        self.stopped.lock().unwrap_or_else(PoisonError::into_inner).contains(&run)
+    }
+
+    /// Whether the cgroups of new runs cannot be changed from here any more: `guardian.slice` was stopped and made anew, and
+    /// what our service may write to is the old one. Whoever starts us anew gives us the new one.
+    pub fn is_stale(&self) -> bool {
+        self.stale.load(Ordering::Relaxed)
+    }
+
+    /// Forgets that of a run that is over.
+    pub fn forget(&self, run: RunId) {
+        self.stopped.lock().unwrap_or_else(PoisonError::into_inner).remove(&run);
+    }
+
+    /// The units of runs, of whichever instance, with their directories. Read from the cgroups alone.
+    pub fn units(&self) -> Result<Vec<(RunId, PathBuf)>, KernelError> {
+        units_below(&self.place.dir)
     }
 }
 
-/// The scopes of runs below a manager's cgroup: in `guardian.slice`, and in any other slice that somebody moved them to.
+/// Keeps in mind which units of runs systemd is asked to stop: each gets a job before anything is done to it. A stream that
+/// is not read would hold up the connection.
+async fn watch_stops(connection: &Connection, stopped: Stopped) {
+    let rule = MatchRule::builder()
+        .msg_type(zbus::message::Type::Signal)
+        .sender(bus::SYSTEMD)
+        .path(bus::MANAGER_PATH)
+        .interface(bus::MANAGER)
+        .member("JobNew")
+        .build();
+    let Ok(rule) = rule else { return };
+    let Ok(mut jobs) = MessageStream::for_match_rule(rule, connection, None).await else { return };
+    let _: zbus::Result<()> = bus::call(connection, bus::THE_MANAGER, "Subscribe", &()).await;
+    let connection = connection.clone();
+    tokio::spawn(async move {
+        while let Some(Ok(job)) = poll_fn(|cx| Pin::new(&mut jobs).poll_next(cx)).await {
+            let body = job.body();
+            let Ok((_, path, unit)) = body.deserialize::<(u32, ObjectPath<'_>, &str)>() else { continue };
+            let Some((run, _)) = names::run_of(unit) else { continue };
+            let at = bus::Object { name: bus::SYSTEMD, path: path.as_str(), interface: "org.freedesktop.systemd1.Job" };
+            // A job that is gone already was a quick one: to start is never so, as its process has to be executed.
+            let is_start = matches!(bus::property(&connection, at, "JobType").await.as_deref(), Ok("start"));
+            if !is_start {
+                stopped.lock().unwrap_or_else(PoisonError::into_inner).insert(run);
+            }
+        }
+    });
+}
+
+/// The units of runs below a manager's cgroup: in `guardian.slice`, and in any other slice that somebody moved them to.
 /// Nothing but slices is looked into, so that no run can show us scopes of its own making inside of its cgroup.
-pub fn scopes_below(manager: &Path) -> Result<Vec<(RunId, PathBuf)>, KernelError> {
+pub fn units_below(manager: &Path) -> Result<Vec<(RunId, PathBuf)>, KernelError> {
     let mut found = Vec::new();
     collect(&CgroupDir::open_unchecked(manager)?, SLICES_DEEP, &mut found)?;
     found.sort();
@@ -226,7 +345,7 @@ pub fn scopes_below(manager: &Path) -> Result<Vec<(RunId, PathBuf)>, KernelError
 fn collect(dir: &CgroupDir, depth: usize, found: &mut Vec<(RunId, PathBuf)>) -> Result<(), KernelError> {
     for name in dir.children()? {
         let Ok(name) = name.to_str() else { continue };
-        if let Some(run) = names::run_of(name) {
+        if let Some((run, _)) = names::run_of(name) {
             found.push((run, dir.path().join(name)));
         } else if name.ends_with(".slice") && depth > 0 {
             match dir.child(name.as_ref()).and_then(|slice| collect(&slice, depth - 1, found)) {
@@ -245,6 +364,8 @@ struct Link {
     uid: u32,
     owner: Owner,
     place: Place,
+    stopped: Stopped,
+    stale: Arc<AtomicBool>,
     connection: Mutex<Connection>,
 }
 
@@ -255,38 +376,93 @@ impl Link {
             let (link, wake) = (self.clone(), wake.clone());
             tokio::spawn(async move {
                 match request {
-                    Request::Start(request) => link.start(request, &wake).await,
-                    Request::Collect(run) => link.collect(run).await,
+                    Request::Scope(request) => link.start_scope(request, &wake).await,
+                    Request::Service(wanted, done) => link.start_service(*wanted, done, &wake).await,
+                    Request::Look(run, kind, looked) => {
+                        looked(link.look(run, kind).await);
+                        wake();
+                    }
+                    Request::Collect(run, kind) => link.collect(run, kind).await,
                 }
             });
         }
     }
 
-    async fn start(&self, request: ScopeRequest, wake: &Wake) {
-        let ScopeRequest { run, workflow, description, pid, resources, done } = request;
-        let unit = names::scope(run);
-        let connection = match self.connection().await {
-            Ok(connection) => connection,
-            Err(absent) => {
-                done(Err(scope::failed(&unit, io::Error::other(absent.to_string()))));
-                return wake();
-            }
+    async fn start_scope(&self, request: ScopeRequest, wake: &Wake) {
+        let ScopeRequest { run, workflow, description, pid, resources, runtime_max, done } = request;
+        let wanted = Wanted { run, workflow, description, pid, resources, runtime_max };
+        let started = match self.connection().await {
+            Ok(connection) => scope::start(&connection, &wanted, self.around()).await,
+            Err(absent) => Err(unreachable(run, UnitKind::Scope, &absent)),
         };
-        let wanted = Wanted { run, workflow, description, pid, resources };
-        let around = Surroundings { version: self.place.version, mount: &self.mount, owner: &self.owner };
-        let started = scope::start(&connection, &wanted, around).await;
+        self.started(run, UnitKind::Scope, started, done, wake).await;
+    }
+
+    async fn start_service(&self, wanted: ServiceWanted, done: Done, wake: &Wake) {
+        let run = wanted.run;
+        let started = match self.connection().await {
+            Ok(connection) => service::start(&connection, &wanted, self.around(), self.uid == 0).await,
+            Err(absent) => Err(unreachable(run, UnitKind::Service, &absent)),
+        };
+        // The unit has the gate now.
+        drop(wanted);
+        self.started(run, UnitKind::Service, started, done, wake).await;
+    }
+
+    fn around(&self) -> Surroundings<'_> {
+        Surroundings { version: self.place.version, mount: &self.mount, owner: &self.owner }
+    }
+
+    async fn started(
+        &self,
+        run: RunId,
+        kind: UnitKind,
+        started: Result<Started, KernelError>,
+        done: Done,
+        wake: &Wake,
+    ) {
+        let started = started.and_then(|started| self.can_be_killed(started));
         // Of the same name as another's, it is that other's.
         let is_left = matches!(&started, Err(e) if !matches!(e, KernelError::Busy { .. }));
         done(started);
         wake();
         if is_left {
-            self.collect(run).await;
+            self.collect(run, kind).await;
         }
     }
 
-    async fn collect(&self, run: RunId) {
+    /// A unit that we could not end is given back before anything is executed in it.
+    fn can_be_killed(&self, started: Started) -> Result<Started, KernelError> {
+        match accessat(CWD, started.cgroup.path().join("cgroup.procs"), Access::WRITE_OK, AtFlags::EACCESS) {
+            Err(Errno::ROFS) => {
+                self.stale.store(true, Ordering::Relaxed);
+                let why = "guardian.slice was stopped and made anew, and the instance starts anew to see it: try again";
+                Err(scope::failed(&started.cgroup.path().display().to_string(), io::Error::other(why)))
+            }
+            // Anything else shows when it is used, and is told then.
+            _ => Ok(started),
+        }
+    }
+
+    async fn look(&self, run: RunId, kind: UnitKind) -> Option<Told> {
+        let connection = self.connection().await.ok()?;
+        let unit = names::unit(run, kind);
+        let look = async {
+            match kind {
+                UnitKind::Service => service::look(&connection, &unit).await.ok(),
+                // Nothing is kept of a scope; that it was asked for is what counts.
+                UnitKind::Scope => {
+                    let _ = scope::property_of(&connection, &unit, kind, "ControlGroup").await;
+                    None
+                }
+            }
+        };
+        tokio::time::timeout(LOOK, look).await.ok().flatten()
+    }
+
+    async fn collect(&self, run: RunId, kind: UnitKind) {
         if let Ok(connection) = self.connection().await {
-            scope::collect(&connection, &names::scope(run), &self.mount).await;
+            scope::collect(&connection, &names::unit(run, kind), kind, &self.mount).await;
         }
     }
 
@@ -294,9 +470,14 @@ impl Link {
         let mut connection = self.connection.lock().await;
         if connection.is_closed() {
             *connection = bus::connect(&self.address, &self.mount, self.uid).await?.0;
+            watch_stops(&connection, self.stopped.clone()).await;
         }
         Ok(connection.clone())
     }
+}
+
+fn unreachable(run: RunId, kind: UnitKind, absent: &Absent) -> KernelError {
+    scope::failed(&names::unit(run, kind), io::Error::other(absent.to_string()))
 }
 
 #[cfg(test)]

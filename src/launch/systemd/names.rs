@@ -1,4 +1,4 @@
-//! The names of units: a scope for each run, in a slice for each workflow.
+//! The names of units: a scope or a service for each run, in a slice for each workflow.
 //!
 //! ```text
 //!   guardian.slice/
@@ -13,14 +13,35 @@ const PREFIX: &str = "guardian";
 /// systemd refuses longer names, and so does the file system that the cgroup's directory is in.
 const NAME_MAX: usize = 255;
 
-/// The scope of a run.
-pub fn scope(run: RunId) -> String {
-    format!("{PREFIX}-{run}.scope")
+/// What a run's unit is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UnitKind {
+    /// Around a process that somebody else started: a foreground run.
+    Scope,
+    /// Started by systemd, which keeps how it ended: a detached run.
+    Service,
 }
 
-/// The run whose scope has this name.
-pub fn run_of(unit: &str) -> Option<RunId> {
-    unit.strip_prefix(PREFIX)?.strip_prefix('-')?.strip_suffix(".scope")?.parse().ok()
+impl UnitKind {
+    fn suffix(self) -> &'static str {
+        match self {
+            Self::Scope => ".scope",
+            Self::Service => ".service",
+        }
+    }
+}
+
+/// The unit of a run.
+pub fn unit(run: RunId, kind: UnitKind) -> String {
+    format!("{PREFIX}-{run}{}", kind.suffix())
+}
+
+/// The run whose unit has this name, and what it is.
+pub fn run_of(unit: &str) -> Option<(RunId, UnitKind)> {
+    let name = unit.strip_prefix(PREFIX)?.strip_prefix('-')?;
+    let kinds = [UnitKind::Scope, UnitKind::Service].into_iter();
+    let (name, kind) = kinds.filter_map(|kind| Some((name.strip_suffix(kind.suffix())?, kind))).next()?;
+    Some((name.parse().ok()?, kind))
 }
 
 /// The slice of a workflow. systemd nests slices at each `-`, so the workflow's own are escaped: `a-b` is no part of `a`.
@@ -52,15 +73,21 @@ mod tests {
     }
 
     #[test]
-    fn a_scope_is_named_by_its_run_and_read_back_strictly() {
-        assert_eq!(scope(run()), "guardian-run_0123456789ab.scope");
-        assert_eq!(run_of(&scope(run())), Some(run()));
+    fn a_unit_is_named_by_its_run_and_read_back_strictly() {
+        for (kind, name) in [
+            (UnitKind::Scope, "guardian-run_0123456789ab.scope"),
+            (UnitKind::Service, "guardian-run_0123456789ab.service"),
+        ] {
+            assert_eq!(unit(run(), kind), name);
+            assert_eq!(run_of(name), Some((run(), kind)));
+        }
         for other in [
-            "guardian-run_0123456789ab.service",
+            "guardian-run_0123456789ab.slice",
             "guardian-run_0123456789AB.scope",
             "guardian-run_0123456789a.scope",
             "guardian-run_0123456789abc.scope",
             "guardian-run_0123456789ab.scope.scope",
+            "guardian-run_0123456789ab.scope.service",
             "guardian-guardian-run_0123456789ab.scope",
             "guardianrun_0123456789ab.scope",
             "run_0123456789ab.scope",

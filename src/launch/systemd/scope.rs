@@ -1,17 +1,19 @@
 //! One scope: what is asked of the manager, and the proof that the process is in it.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::pin::Pin;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use zbus::export::futures_core::Stream as _;
 use zbus::{Connection, MatchRule, MessageStream, ObjectPath, OwnedObjectPath, Variant};
 
+use super::Started;
 use super::bus::{self, MANAGER, MANAGER_PATH, Object, SYSTEMD, THE_MANAGER, call};
-use super::{Scope, names};
+use super::names::{self, UnitKind};
 use crate::kernel::cgroup::{CgroupDir, parse_populated};
 use crate::kernel::mount::Cgroup2Mount;
 use crate::kernel::{KernelError, process};
@@ -26,17 +28,17 @@ const START: Duration = Duration::from_secs(5);
 const COLLECT: Duration = Duration::from_secs(60);
 
 /// `infinity` of a limit.
-const INFINITY: u64 = u64::MAX;
+pub(super) const INFINITY: u64 = u64::MAX;
 
 /// Up to here a scope had no `OOMPolicy`, and was left alone when one of its processes was killed for memory.
-const WITHOUT_OOM_POLICY: u32 = 251;
+pub(super) const WITHOUT_OOM_POLICY: u32 = 251;
 
 /// The longest description, in characters. systemd keeps it, and writes it on one line.
 const DESCRIPTION_MAX: usize = 200;
 
 /// The time until a manager is asked again that was away: it executes itself anew (`daemon-reexec`, with each update of
 /// systemd), and drops the calls that it has not answered.
-const AWAY: Duration = Duration::from_millis(100);
+pub(super) const AWAY: Duration = Duration::from_millis(100);
 
 /// The signals of one unit that may wait: a start and a stop.
 const QUEUE: NonZeroUsize = NonZeroUsize::MIN.saturating_add(7);
@@ -48,6 +50,7 @@ pub(super) struct Wanted {
     pub description: String,
     pub pid: u32,
     pub resources: Resources,
+    pub runtime_max: Option<Duration>,
 }
 
 impl Wanted {
@@ -59,29 +62,45 @@ impl Wanted {
             ("Description", one_line(&self.description).into()),
             // A scope whose processes were killed is `failed` to some versions: nobody is to reset it.
             ("CollectMode", "inactive-or-failed".into()),
-            // Usage is read from the cgroup, so the controllers are wanted whatever the host's defaults are.
-            ("MemoryAccounting", true.into()),
-            ("TasksAccounting", true.into()),
-            // No limit is no limit: the manager's default for units is meant for services, and a shell has none.
-            ("TasksMax", self.resources.tasks_max.unwrap_or(INFINITY).into()),
         ];
-        if version > WITHOUT_OOM_POLICY {
-            // The default is `stop`: systemd would end the run when one of its processes is killed for memory.
-            all.push(("OOMPolicy", "continue".into()));
-        }
-        if let Some(bytes) = self.resources.memory_max_bytes {
-            all.push(("MemoryMax", bytes.into()));
-        }
-        if let Some(percent) = self.resources.cpu_max_percent {
-            // Microseconds in each second.
-            all.push(("CPUQuotaPerSecUSec", (u64::from(percent) * 10_000).into()));
-        }
+        all.extend(limited(&self.resources, self.runtime_max, version));
         all
     }
 }
 
+/// The properties of every unit that hold it to its limits.
+pub(super) fn limited(
+    resources: &Resources,
+    runtime_max: Option<Duration>,
+    version: u32,
+) -> Vec<(&'static str, Variant<'static>)> {
+    let mut all = vec![
+        // Usage is read from the cgroup, so the controllers are wanted whatever the host's defaults are.
+        ("MemoryAccounting", true.into()),
+        ("TasksAccounting", true.into()),
+        // No limit is no limit: the manager's default for units is meant for services, and a shell has none.
+        ("TasksMax", resources.tasks_max.unwrap_or(INFINITY).into()),
+    ];
+    if let Some(limit) = runtime_max {
+        // Should we be gone when our own limit is over.
+        all.push(("RuntimeMaxUSec", u64::try_from(limit.as_micros()).unwrap_or(INFINITY).into()));
+    }
+    if version > WITHOUT_OOM_POLICY {
+        // The default is `stop`: systemd would end the run when one of its processes is killed for memory.
+        all.push(("OOMPolicy", "continue".into()));
+    }
+    if let Some(bytes) = resources.memory_max_bytes {
+        all.push(("MemoryMax", bytes.into()));
+    }
+    if let Some(percent) = resources.cpu_max_percent {
+        // Microseconds in each second.
+        all.push(("CPUQuotaPerSecUSec", (u64::from(percent) * 10_000).into()));
+    }
+    all
+}
+
 /// systemd writes the description into a unit file as it is, where a line feed would begin another setting.
-fn one_line(text: &str) -> String {
+pub(super) fn one_line(text: &str) -> String {
     text.chars().take(DESCRIPTION_MAX).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
@@ -93,28 +112,68 @@ pub(super) struct Surroundings<'a> {
 }
 
 /// Starts a scope with the process in it, or says why not, within the deadline.
-pub(super) async fn start(bus: &Connection, wanted: &Wanted, around: Surroundings<'_>) -> Result<Scope, KernelError> {
-    let unit = names::scope(wanted.run);
-    let mut step = "take the subscription to its jobs";
-    let started = tokio::time::timeout(START, start_unit(bus, &unit, wanted, &around, &mut step)).await;
-    let started = started.unwrap_or_else(|_| {
-        let why = format!("the systemd manager did not {step} within {} s", START.as_secs());
-        Err(failed(&unit, io::Error::new(io::ErrorKind::TimedOut, why)))
-    });
+pub(super) async fn start(bus: &Connection, wanted: &Wanted, around: Surroundings<'_>) -> Result<Started, KernelError> {
+    let unit = names::unit(wanted.run, UnitKind::Scope);
+    let step = Step::default();
+    let steps = async {
+        let job = start_unit(bus, &unit, wanted.properties(around.version), &step).await?;
+        loop {
+            match property_of(bus, &unit, UnitKind::Scope, "ControlGroup").await {
+                Err(e) if is_away(&e) => {}
+                // Nobody told its job, so nobody tells when it has a cgroup.
+                Ok(cgroup) if job.is_none() && cgroup.is_empty() && !has_ended(wanted.pid) => {}
+                told => {
+                    let cgroup = told.map_err(|e| from_bus(&unit, &e))?;
+                    return prove(Path::new(&cgroup), wanted.pid, around.mount);
+                }
+            }
+            tokio::time::sleep(AWAY).await;
+        }
+    };
+    let started = in_time(&unit, &step, steps);
     // A process that has ended is what matters, whatever else went wrong because of it.
-    let cgroup = started.map_err(|e| if has_ended(wanted.pid) { gone(wanted.pid) } else { e })?;
+    let cgroup = started.await.map_err(|e| if has_ended(wanted.pid) { gone(wanted.pid) } else { e })?;
     around.owner.mark(wanted.run, &cgroup);
     let notices = limits::unmet(&cgroup, &wanted.resources, |controller| unavailable(&cgroup, controller));
-    Ok(Scope { unit, cgroup, notices })
+    Ok(Started { cgroup, main: None, notices })
 }
 
-async fn start_unit(
+/// What a start is waiting for.
+pub(super) struct Step(Mutex<&'static str>);
+
+impl Default for Step {
+    fn default() -> Self {
+        Self(Mutex::new("take the subscription to its jobs"))
+    }
+}
+
+impl Step {
+    fn is(&self, step: &'static str) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = step;
+    }
+}
+
+/// Does the steps of a start within the deadline, or says at which one it stuck.
+pub(super) async fn in_time<T>(
+    unit: &str,
+    step: &Step,
+    steps: impl Future<Output = Result<T, KernelError>>,
+) -> Result<T, KernelError> {
+    tokio::time::timeout(START, steps).await.unwrap_or_else(|_| {
+        let step = *step.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let why = format!("the systemd manager did not {step} within {} s", START.as_secs());
+        Err(failed(unit, io::Error::new(io::ErrorKind::TimedOut, why)))
+    })
+}
+
+/// Starts a transient unit and waits for the end of its job. Gives the job; none if the manager went away meanwhile, and has
+/// the unit.
+pub(super) async fn start_unit(
     bus: &Connection,
     unit: &str,
-    wanted: &Wanted,
-    around: &Surroundings<'_>,
-    step: &mut &'static str,
-) -> Result<CgroupDir, KernelError> {
+    properties: Vec<(&'static str, Variant<'_>)>,
+    step: &Step,
+) -> Result<Option<OwnedObjectPath>, KernelError> {
     let refused = |e: zbus::Error| from_bus(unit, &e);
     // Before the call, so that the end of its job is not missed. Of this unit only: a stream that nobody reads would
     // hold up the connection, and the jobs of all other units are not our business.
@@ -134,9 +193,9 @@ async fn start_unit(
     );
     let mut signals = signals.map_err(refused)?;
 
-    *step = "take the scope";
+    step.is("take the unit");
     let auxiliary: Vec<(&str, Vec<(&str, Variant<'_>)>)> = Vec::new();
-    let body = (unit, "fail", wanted.properties(around.version), auxiliary);
+    let body = (unit, "fail", properties, auxiliary);
     let mut is_asked_again = false;
     let job: Option<OwnedObjectPath> = loop {
         match call(bus, THE_MANAGER, "StartTransientUnit", &body).await {
@@ -153,7 +212,7 @@ async fn start_unit(
         }
     };
 
-    *step = "start the scope";
+    step.is("start the unit");
     if let Some(job) = &job {
         match job_result(&mut signals, job).await.map_err(refused)?.as_str() {
             "done" => {}
@@ -162,27 +221,19 @@ async fn start_unit(
                 return Err(failed(unit, io::Error::other(why)));
             }
         }
-        *step = "tell the scope's cgroup";
+        step.is("tell the unit's cgroup");
     }
-    loop {
-        match control_group(bus, unit).await {
-            Err(e) if is_away(&e) => {}
-            // Nobody told its job, so nobody tells when it has a cgroup.
-            Ok(cgroup) if job.is_none() && cgroup.is_empty() && !has_ended(wanted.pid) => {}
-            told => return prove(Path::new(&told.map_err(refused)?), wanted.pid, around.mount),
-        }
-        tokio::time::sleep(AWAY).await;
-    }
+    Ok(job)
 }
 
-/// Gives up a scope in which no process is. systemd collects a scope when it sees the cgroup become empty; it never sees
+/// Gives up a unit in which no process is. systemd collects a scope when it sees the cgroup become empty; it never sees
 /// that of one which never held a process (it was a zombie by then; M with 252 and 257), or whose directory somebody else
 /// removed. It is not stopped if anything is in it: a stop is a kill, and what is in it may not be ours.
-pub(super) async fn collect(bus: &Connection, unit: &str, mount: &Cgroup2Mount) {
+pub(super) async fn collect(bus: &Connection, unit: &str, kind: UnitKind, mount: &Cgroup2Mount) {
     let collect = async {
         // systemd answers in the order it was asked: a start that was given up is over by then, or it is a job that has
         // not begun, which the stop cancels.
-        let cgroup = control_group(bus, unit).await?;
+        let cgroup = property_of(bus, unit, kind, "ControlGroup").await?;
         let dir = mount.directory_of(Path::new(&cgroup)).filter(|_| !cgroup.is_empty()).map(CgroupDir::open);
         let is_empty = match dir {
             Some(Ok(dir)) => dir.parsed("cgroup.events", parse_populated).map_or_else(|e| e.is_gone(), |p| !p),
@@ -198,11 +249,14 @@ pub(super) async fn collect(bus: &Connection, unit: &str, mount: &Cgroup2Mount) 
     let _ = tokio::time::timeout(COLLECT, collect).await;
 }
 
-/// The cgroup that systemd says a scope has; empty if none yet.
-async fn control_group(bus: &Connection, unit: &str) -> zbus::Result<String> {
+/// A text property that units of this kind have.
+pub(super) async fn property_of(bus: &Connection, unit: &str, kind: UnitKind, name: &str) -> zbus::Result<String> {
     let path: OwnedObjectPath = call(bus, THE_MANAGER, "GetUnit", &(unit,)).await?;
-    let scope = Object { name: SYSTEMD, path: path.as_str(), interface: "org.freedesktop.systemd1.Scope" };
-    bus::property(bus, scope, "ControlGroup").await
+    let interface = match kind {
+        UnitKind::Scope => "org.freedesktop.systemd1.Scope",
+        UnitKind::Service => "org.freedesktop.systemd1.Service",
+    };
+    bus::property(bus, Object { name: SYSTEMD, path: path.as_str(), interface }, name).await
 }
 
 /// Waits for the end of a job.
@@ -219,7 +273,7 @@ async fn job_result(signals: &mut MessageStream, job: &ObjectPath<'_>) -> zbus::
 
 /// Opens the scope's cgroup, and checks that the process is in it: another start with the same process would have taken
 /// it away without a word (systemd #26925).
-fn prove(cgroup: &Path, pid: u32, mount: &Cgroup2Mount) -> Result<CgroupDir, KernelError> {
+pub(super) fn prove(cgroup: &Path, pid: u32, mount: &Cgroup2Mount) -> Result<CgroupDir, KernelError> {
     let directory = mount.directory_of(cgroup).filter(|_| !cgroup.as_os_str().is_empty());
     // No cgroup any more: the process has ended, and its scope with it.
     let dir = CgroupDir::open(directory.ok_or_else(|| gone(pid))?)?;
@@ -234,7 +288,7 @@ fn prove(cgroup: &Path, pid: u32, mount: &Cgroup2Mount) -> Result<CgroupDir, Ker
     }
 }
 
-fn unavailable(cgroup: &CgroupDir, controller: &str) -> String {
+pub(super) fn unavailable(cgroup: &CgroupDir, controller: &str) -> String {
     format!(
         "the {controller} controller is not available in {}; let root type `systemctl edit user@.service`, write \
          [Service] and Delegate=cpu cpuset io memory pids, and log in again; on a host that gives it to cgroup v1, boot \
@@ -251,7 +305,7 @@ fn has_ended(pid: u32) -> bool {
     }
 }
 
-fn gone(pid: u32) -> KernelError {
+pub(super) fn gone(pid: u32) -> KernelError {
     KernelError::Gone { what: format!("process {pid}") }
 }
 
@@ -260,18 +314,18 @@ pub(super) fn failed(unit: &str, source: io::Error) -> KernelError {
     KernelError::Io { op: "start", what: unit.to_owned(), source }
 }
 
-fn is_of_systemd(error: &zbus::Error, name: &str) -> bool {
+pub(super) fn is_of_systemd(error: &zbus::Error, name: &str) -> bool {
     matches!(error, zbus::Error::MethodError(n, ..) if n.as_str().strip_prefix("org.freedesktop.systemd1.") == Some(name))
 }
 
 /// Whether the bus says that the manager left without an answer, or is not there.
-fn is_away(error: &zbus::Error) -> bool {
+pub(super) fn is_away(error: &zbus::Error) -> bool {
     use zbus::fdo::Error as E;
     let zbus::Error::FDO(error) = error else { return false };
     matches!(**error, E::NoReply(_) | E::ServiceUnknown(_) | E::NameHasNoOwner(_) | E::Disconnected(_))
 }
 
-fn from_bus(unit: &str, error: &zbus::Error) -> KernelError {
+pub(super) fn from_bus(unit: &str, error: &zbus::Error) -> KernelError {
     if is_of_systemd(error, "UnitExists") {
         return KernelError::Busy { what: unit.to_owned() };
     }
@@ -293,6 +347,7 @@ mod tests {
             description: "Run run_0123456789ab of a-b".to_owned(),
             pid: 4711,
             resources,
+            runtime_max: None,
         }
     }
 

@@ -13,7 +13,7 @@ const UID: u32 = 1000;
 
 fn options(address: Option<String>, dir: &Path) -> Options {
     let owner = Owner::new("test", "boot", true);
-    Options { address, runtime_dirs: vec![dir.to_owned()], mount: None, uid: UID, owner }
+    Options { whole: false, address, runtime_dirs: vec![dir.to_owned()], mount: None, uid: UID, owner }
 }
 
 fn absent(options: Options) -> Absent {
@@ -121,7 +121,7 @@ fn scopes_are_found_in_slices_and_nowhere_else() {
         ("other.slice/other-deeper.slice", 3),
         ("", 4),
     ];
-    let name = |n: u8| names::scope(RunId::from_bytes([0, 0, 0, 0, 0, n]));
+    let name = |n: u8| names::unit(RunId::from_bytes([0, 0, 0, 0, 0, n]), UnitKind::Scope);
     for (slice, n) in there {
         fs::create_dir_all(tmp.path().join(slice).join(name(n))).unwrap();
     }
@@ -132,7 +132,7 @@ fn scopes_are_found_in_slices_and_nowhere_else() {
         "guardian.slice/run_000000000009".to_owned(),
     ];
     elsewhere.iter().for_each(|path| fs::create_dir_all(tmp.path().join(path)).unwrap());
-    let found = scopes_below(tmp.path()).unwrap();
+    let found = units_below(tmp.path()).unwrap();
     let expected: Vec<(RunId, PathBuf)> = [1, 2, 3, 4]
         .map(|n| {
             let (slice, _) = there.iter().find(|(_, m)| *m == n).unwrap();
@@ -140,5 +140,5 @@ fn scopes_are_found_in_slices_and_nowhere_else() {
         })
         .into();
     assert_eq!(found, expected);
-    assert!(scopes_below(&tmp.path().join("gone")).unwrap_err().is_gone());
+    assert!(units_below(&tmp.path().join("gone")).unwrap_err().is_gone());
 }

@@ -1,0 +1,167 @@
+//! One service: what is asked of the manager, the proof that its main process is in it, and what systemd keeps of its end.
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use zbus::{Connection, OwnedObjectPath, OwnedVariant, Variant};
+
+use super::bus::{Object, SYSTEMD, THE_MANAGER, call};
+use super::names::{self, UnitKind};
+use super::scope::{self, Step, Surroundings};
+use super::{Main, Started};
+use crate::kernel::{KernelError, process};
+use crate::launch::{limits, wrapper};
+use crate::model::{ExitStatus, Resources, RunId, Sandbox};
+
+/// What an ordinary process could ask for a process elsewhere, or use to change cgroups: out of a strict run's sight.
+const OUT_OF_SIGHT: [&str; 5] =
+    ["-/run/user", "-/run/dbus/system_bus_socket", "-/run/systemd/private", "-/var/spool/cron", "-/run/atd.pid"];
+
+/// What a service is made for.
+#[derive(Debug)]
+pub struct Wanted {
+    /// The run.
+    pub run: RunId,
+    /// Its workflow, a valid name.
+    pub workflow: String,
+    /// What a person reads in `systemctl status`.
+    pub description: String,
+    /// Our own executable, which the unit executes as the wrapper.
+    pub executable: PathBuf,
+    /// What is to be its standard input: the gate.
+    pub gate: OwnedFd,
+    /// Whose it is; none: the manager's own user.
+    pub user: Option<String>,
+    /// The name that its output has in the journal.
+    pub identifier: String,
+    /// Its limits.
+    pub resources: Resources,
+    /// When systemd ends it by itself.
+    pub runtime_max: Option<Duration>,
+    /// What it may do outside of its cgroup.
+    pub sandbox: Sandbox,
+    /// Secrets, as name and path: `LoadCredential=`.
+    pub credentials: Vec<(String, String)>,
+}
+
+impl Wanted {
+    /// The properties of the unit: a fixed list, of which nothing but values comes from the caller. `whole` is the host's
+    /// manager; a user's cannot restrict what a unit sees without a user namespace.
+    fn properties(&self, version: u32, whole: bool) -> Vec<(&'static str, Variant<'_>)> {
+        let executable = self.executable.to_string_lossy().into_owned();
+        let argv = vec![executable.clone(), wrapper::VERB.to_owned(), self.run.to_string()];
+        let fields = [format!("GUARDIAN_RUN_ID={}", self.run), format!("GUARDIAN_WORKFLOW={}", self.workflow)];
+        let every_status: Vec<i32> = (1..=255).collect();
+        let every_signal: Vec<i32> = (1..=31).collect();
+        let mut all: Vec<(&'static str, Variant<'_>)> = vec![
+            ("Type", "exec".into()),
+            ("ExecStart", vec![(executable, argv, false)].into()),
+            ("Slice", names::slice(&self.workflow).into()),
+            ("Description", scope::one_line(&self.description).into()),
+            ("CollectMode", "inactive-or-failed".into()),
+            // The unit stays when its main process has exited, with how that ended, until we have read it; and systemd
+            // leaves what the process left behind to us.
+            ("RemainAfterExit", true.into()),
+            ("SuccessExitStatus", (every_status, every_signal).into()),
+            ("StandardInputFileDescriptor", zbus::Fd::from(&self.gate).into()),
+            ("StandardOutput", "journal".into()),
+            ("StandardError", "journal".into()),
+            ("SyslogIdentifier", self.identifier.clone().into()),
+            ("LogExtraFields", fields.map(String::into_bytes).to_vec().into()),
+            // A command expects it as a shell has it.
+            ("IgnoreSIGPIPE", false.into()),
+        ];
+        if let Some(user) = &self.user {
+            all.push(("User", user.clone().into()));
+        }
+        if !self.credentials.is_empty() {
+            all.push(("LoadCredential", self.credentials.clone().into()));
+        }
+        if self.sandbox == Sandbox::Strict {
+            all.push(("NoNewPrivileges", true.into()));
+            if whole {
+                all.push(("ProtectControlGroups", true.into()));
+                all.push(("InaccessiblePaths", OUT_OF_SIGHT.map(str::to_owned).to_vec().into()));
+            }
+        }
+        all.extend(scope::limited(&self.resources, self.runtime_max, version));
+        all
+    }
+}
+
+/// Starts a service, whose wrapper then waits at the gate, or says why not, within the deadline.
+pub(super) async fn start(
+    bus: &Connection,
+    wanted: &Wanted,
+    around: Surroundings<'_>,
+    whole: bool,
+) -> Result<Started, KernelError> {
+    let unit = names::unit(wanted.run, UnitKind::Service);
+    let step = Step::default();
+    let steps = async {
+        scope::start_unit(bus, &unit, wanted.properties(around.version, whole), &step).await?;
+        loop {
+            match look(bus, &unit).await {
+                Err(e) if scope::is_away(&e) => {}
+                told => {
+                    let told = told.map_err(|e| scope::from_bus(&unit, &e))?;
+                    let main = open(told.main_pid)?;
+                    let cgroup = scope::prove(Path::new(&told.cgroup), told.main_pid, around.mount)?;
+                    return Ok((cgroup, main));
+                }
+            }
+            tokio::time::sleep(scope::AWAY).await;
+        }
+    };
+    let (cgroup, main) = scope::in_time(&unit, &step, steps).await?;
+    around.owner.mark(wanted.run, &cgroup);
+    let mut notices = limits::unmet(&cgroup, &wanted.resources, |controller| scope::unavailable(&cgroup, controller));
+    if wanted.sandbox == Sandbox::Strict && !whole {
+        notices.push(
+            "the sandbox is not strict: a user's systemd manager cannot hide the session bus from a run, so it can ask \
+             for processes outside of its cgroup"
+                .to_owned(),
+        );
+    }
+    Ok(Started { cgroup, main: Some(main), notices })
+}
+
+/// What systemd knows of a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Told {
+    /// Its main process; 0 when that has exited.
+    pub main_pid: u32,
+    /// Its cgroup, as systemd names it.
+    pub cgroup: String,
+    /// How its main process ended.
+    pub status: Option<ExitStatus>,
+}
+
+/// Asks what systemd knows of a service.
+pub(super) async fn look(bus: &Connection, unit: &str) -> zbus::Result<Told> {
+    let path: OwnedObjectPath = call(bus, THE_MANAGER, "GetUnit", &(unit,)).await?;
+    let service = "org.freedesktop.systemd1.Service";
+    let at = Object { name: SYSTEMD, path: path.as_str(), interface: "org.freedesktop.DBus.Properties" };
+    let all: std::collections::HashMap<String, OwnedVariant> = call(bus, at, "GetAll", &(service,)).await?;
+    let number = |name: &str| all.get(name).and_then(|v| u32::try_from(v).ok()).unwrap_or_default();
+    let signed = |name: &str| all.get(name).and_then(|v| i32::try_from(v).ok()).unwrap_or_default();
+    let cgroup = all.get("ControlGroup").and_then(|v| <&str>::try_from(v).ok()).unwrap_or_default().to_owned();
+    // CLD_EXITED, CLD_KILLED and CLD_DUMPED of waitid(2); 0 while it runs.
+    let status = match signed("ExecMainCode") {
+        nix::libc::CLD_EXITED => Some(ExitStatus::Exited(signed("ExecMainStatus"))),
+        nix::libc::CLD_KILLED | nix::libc::CLD_DUMPED => Some(ExitStatus::Signaled(signed("ExecMainStatus"))),
+        _ => None,
+    };
+    Ok(Told { main_pid: number("MainPID"), cgroup, status })
+}
+
+/// The main process, held. That it is in the unit's cgroup is checked afterwards, when its number is its own.
+fn open(pid: u32) -> Result<Main, KernelError> {
+    let gone = || KernelError::Gone { what: "the service's main process".to_owned() };
+    let number = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or_else(gone)?;
+    let pidfd = pidfd_open(number, PidfdFlags::empty()).map_err(|_| gone())?;
+    let id = process::identify(&pidfd)?;
+    Ok(Main { pidfd, id })
+}
