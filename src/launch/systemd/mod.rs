@@ -156,6 +156,7 @@ pub struct Main {
 pub struct Manager {
     requests: mpsc::UnboundedSender<Request>,
     place: Place,
+    whole: bool,
     stopped: Stopped,
     stale: Arc<AtomicBool>,
     wake: WakeFn,
@@ -195,7 +196,8 @@ impl Manager {
             false => bus::address(options.address.as_deref(), &options.runtime_dirs, options.uid)?,
         };
         let nowhere = |e: KernelError| Absent::Elsewhere { cgroup: "of the user".to_owned(), why: e.to_string() };
-        let mount = options.mount.map_or_else(mount::find, Ok).map_err(nowhere)?;
+        let find = if whole { mount::find_whole } else { mount::find };
+        let mount = options.mount.map_or_else(find, Ok).map_err(nowhere)?;
         let not_started = |e: io::Error| Absent::NoThread(e.to_string());
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
@@ -235,7 +237,7 @@ impl Manager {
         let place = is_found
             .recv_timeout(bus::CONNECT + SLACK)
             .unwrap_or_else(|_| Err(Absent::NoThread("it does not answer".to_owned())))?;
-        Ok(Self { requests, place, stopped, stale, wake })
+        Ok(Self { requests, place, whole, stopped, stale, wake })
     }
 
     /// The major version of systemd; 0 if it is not known.
@@ -243,9 +245,9 @@ impl Manager {
         self.place.version
     }
 
-    /// The directory of the manager's cgroup.
-    pub fn cgroup(&self) -> &Path {
-        &self.place.dir
+    /// The directory of the cgroup that is ours to use: the manager's or, of the host's, the slice.
+    pub fn cgroup(&self) -> PathBuf {
+        if self.whole { self.place.dir.join("guardian.slice") } else { self.place.dir.clone() }
     }
 
     /// Asks for a scope, in 5 s at most, or 7 if the bus has to be connected to anew. Returns at once.
@@ -295,6 +297,10 @@ impl Manager {
 
     /// Forgets that of a run that is over.
     pub fn forget(&self, run: RunId) {
+        // Stopped with all that was in it: what comes in its place is another.
+        if self.whole && !self.cgroup().exists() {
+            self.stale.store(true, Ordering::Relaxed);
+        }
         self.stopped.lock().unwrap_or_else(PoisonError::into_inner).remove(&run);
     }
 
