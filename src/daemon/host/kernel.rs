@@ -217,15 +217,15 @@ impl Kernel for Host {
     fn populated(&mut self, container: &HostContainer) -> Result<bool, KernelError> {
         match container {
             HostContainer::Cgroup(cgroup) => cgroup.populated(),
-            HostContainer::Unit(unit) => unit.populated(self.manager(), &self.ready),
+            HostContainer::Unit(unit) => unit.populated(),
             HostContainer::Subtree(subtree) => self.around(|around| subtree.populated(around)),
         }
     }
 
-    fn was_stopped(&mut self, container: &HostContainer) -> bool {
-        match container {
-            HostContainer::Unit(unit) => self.manager().is_some_and(|manager| unit.was_stopped(manager)),
-            HostContainer::Cgroup(_) | HostContainer::Subtree(_) => false,
+    fn was_stopped(&mut self, container: &HostContainer) -> Option<bool> {
+        match (container, self.manager()) {
+            (HostContainer::Unit(unit), Some(manager)) => unit.was_stopped(manager, &self.ready),
+            _ => Some(false),
         }
     }
 

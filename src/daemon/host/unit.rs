@@ -161,7 +161,7 @@ impl HostUnit {
         process: &mut Option<HostProcess>,
         mount: &Cgroup2Mount,
     ) -> Result<Vec<String>, KernelError> {
-        let Started { cgroup, main, notices } = take(&self.started).ok_or_else(|| self.gone())??;
+        let Started { cgroup, main, notices, .. } = take(&self.started).ok_or_else(|| self.gone())??;
         if let Some(main) = main {
             *process = Some(HostProcess::started_elsewhere(main.pidfd, main.id, self.gate.take()));
         }
@@ -184,19 +184,9 @@ impl HostUnit {
         self.acted.set(true);
     }
 
-    /// Whether a process is in it. What became empty without us is asked about first: whether somebody had systemd stop it
-    /// is known once systemd has answered, as its messages keep their order.
-    pub(super) fn populated(&self, manager: Option<&Manager>, ready: &Ready) -> Result<bool, KernelError> {
-        let populated = match self.cgroup.as_ref().map(HostCgroup::populated) {
-            None if self.was.is_none() => return Ok(false),
-            None => false,
-            Some(Err(e)) if e.is_gone() => false,
-            Some(populated) => populated?,
-        };
-        match manager {
-            Some(manager) if !populated && !self.acted.get() => Ok(!self.is_told(manager, ready)),
-            _ => Ok(populated),
-        }
+    /// Whether a process is in it.
+    pub(super) fn populated(&self) -> Result<bool, KernelError> {
+        self.cgroup.as_ref().map_or(Ok(false), HostCgroup::populated)
     }
 
     /// Asks systemd, once; true when it has answered.
@@ -221,9 +211,13 @@ impl HostUnit {
         }
     }
 
-    /// Whether systemd was asked by somebody else to stop it.
-    pub(super) fn was_stopped(&self, manager: &Manager) -> bool {
-        !self.acted.get() && manager.was_stopped(self.run)
+    /// Whether somebody else had systemd stop it. What became empty without us is asked about: that is known once systemd has
+    /// answered, as its messages keep their order. None until then; [`Notice::Told`](crate::kernel::Notice) follows.
+    pub(super) fn was_stopped(&self, manager: &Manager, ready: &Ready) -> Option<bool> {
+        if self.acted.get() {
+            return Some(false);
+        }
+        self.is_told(manager, ready).then(|| manager.was_stopped(self.run))
     }
 
     /// How the main process ended, if systemd keeps it and has told so. It is asked if it has not been, and once more if it

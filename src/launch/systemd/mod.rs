@@ -23,7 +23,7 @@ mod names;
 mod scope;
 mod service;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
@@ -136,6 +136,8 @@ impl fmt::Debug for ScopeRequest {
 pub struct Started {
     /// Its cgroup, opened while the process was in it, and marked.
     pub cgroup: CgroupDir,
+    /// The job that started it.
+    job: Option<String>,
     /// The main process of a service.
     pub main: Option<Main>,
     /// What is not in force, in sentences.
@@ -172,8 +174,15 @@ enum Request {
 /// Told, as [`Done`], what systemd knows of a unit: none when it knows no such unit any more, or does not answer.
 pub type Looked = Box<dyn FnOnce(Option<Told>) + Send>;
 
-/// The runs whose units systemd was asked to stop, by whomever.
-type Stopped = Arc<std::sync::Mutex<HashSet<RunId>>>;
+/// The jobs that systemd was given for units of runs, by whomever.
+#[derive(Debug, Default)]
+struct Jobs {
+    seen: HashMap<RunId, HashSet<String>>,
+    /// Those by which we started them.
+    own: HashMap<RunId, String>,
+}
+
+type Stopped = Arc<std::sync::Mutex<Jobs>>;
 
 #[derive(Clone)]
 struct WakeFn(Wake);
@@ -286,7 +295,9 @@ impl Manager {
 
     /// Whether systemd was asked to stop the unit of a run, by somebody else while it was live.
     pub fn was_stopped(&self, run: RunId) -> bool {
-        self.stopped.lock().unwrap_or_else(PoisonError::into_inner).contains(&run)
+        let jobs = self.stopped.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = jobs.own.get(&run);
+        jobs.seen.get(&run).is_some_and(|seen| seen.iter().any(|job| Some(job) != own))
     }
 
     /// Whether the cgroups of new runs cannot be changed from here any more: `guardian.slice` was stopped and made anew, and
@@ -301,7 +312,9 @@ impl Manager {
         if self.whole && !self.cgroup().exists() {
             self.stale.store(true, Ordering::Relaxed);
         }
-        self.stopped.lock().unwrap_or_else(PoisonError::into_inner).remove(&run);
+        let mut jobs = self.stopped.lock().unwrap_or_else(PoisonError::into_inner);
+        jobs.seen.remove(&run);
+        jobs.own.remove(&run);
     }
 
     /// The units of runs, of whichever instance, with their directories. Read from the cgroups alone.
@@ -310,8 +323,8 @@ impl Manager {
     }
 }
 
-/// Keeps in mind which units of runs systemd is asked to stop: each gets a job before anything is done to it. A stream that
-/// is not read would hold up the connection.
+/// Keeps in mind the jobs for units of runs: what systemd is asked to stop gets one before anything is done to it. A stream
+/// that is not read would hold up the connection.
 async fn watch_stops(connection: &Connection, stopped: Stopped) {
     let rule = MatchRule::builder()
         .msg_type(zbus::message::Type::Signal)
@@ -321,20 +334,15 @@ async fn watch_stops(connection: &Connection, stopped: Stopped) {
         .member("JobNew")
         .build();
     let Ok(rule) = rule else { return };
-    let Ok(mut jobs) = MessageStream::for_match_rule(rule, connection, None).await else { return };
+    let Ok(mut stream) = MessageStream::for_match_rule(rule, connection, None).await else { return };
     let _: zbus::Result<()> = bus::call(connection, bus::THE_MANAGER, "Subscribe", &()).await;
-    let connection = connection.clone();
     tokio::spawn(async move {
-        while let Some(Ok(job)) = poll_fn(|cx| Pin::new(&mut jobs).poll_next(cx)).await {
+        while let Some(Ok(job)) = poll_fn(|cx| Pin::new(&mut stream).poll_next(cx)).await {
             let body = job.body();
             let Ok((_, path, unit)) = body.deserialize::<(u32, ObjectPath<'_>, &str)>() else { continue };
             let Some((run, _)) = names::run_of(unit) else { continue };
-            let at = bus::Object { name: bus::SYSTEMD, path: path.as_str(), interface: "org.freedesktop.systemd1.Job" };
-            // A job that is gone already was a quick one: to start is never so, as its process has to be executed.
-            let is_start = matches!(bus::property(&connection, at, "JobType").await.as_deref(), Ok("start"));
-            if !is_start {
-                stopped.lock().unwrap_or_else(PoisonError::into_inner).insert(run);
-            }
+            let mut jobs = stopped.lock().unwrap_or_else(PoisonError::into_inner);
+            jobs.seen.entry(run).or_default().insert(path.as_str().to_owned());
         }
     });
 }
@@ -428,6 +436,9 @@ impl Link {
         wake: &Wake,
     ) {
         let started = started.and_then(|started| self.can_be_killed(started));
+        if let Ok(Started { job: Some(job), .. }) = &started {
+            self.stopped.lock().unwrap_or_else(PoisonError::into_inner).own.insert(run, job.clone());
+        }
         // Of the same name as another's, it is that other's.
         let is_left = matches!(&started, Err(e) if !matches!(e, KernelError::Busy { .. }));
         done(started);
