@@ -1,0 +1,182 @@
+//! What is packaged says the same as the code: catalog, polkit, D-Bus, units, and the lists of files in Cargo.toml.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use guardian::bus::{BUS_NAME, Right};
+use guardian::launch::systemd::slice_of;
+use guardian::model::EventKind;
+
+/// What is in one of the packages only, because the distributions have other places for it.
+const IN_ONE_ONLY: &[&str] = &[
+    "systemd/guardian.preset",
+    "target/release/packages/doc/*",
+    "packaging/deb/lintian-overrides",
+    "CHANGELOG.md",
+    "LICENSE",
+];
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: impl AsRef<Path>) -> String {
+    let path = root().join(path);
+    std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// What stands between `open` and the next `close`, wherever it does.
+fn between<'a>(text: &'a str, open: &str, close: &str) -> Vec<&'a str> {
+    text.split(open).skip(1).map(|rest| rest.split(close).next().unwrap()).collect()
+}
+
+/// The values of a key in a unit or a service file of D-Bus, in words.
+fn values<'a>(unit: &'a str, key: &str) -> Vec<&'a str> {
+    let lines = unit.lines().filter_map(|l| l.strip_prefix(key)?.strip_prefix('='));
+    lines.flat_map(str::split_whitespace).collect()
+}
+
+fn actions() -> BTreeSet<&'static str> {
+    Right::ALL.into_iter().map(Right::action).collect()
+}
+
+#[test]
+fn the_catalog_has_an_entry_for_each_kind_of_event() {
+    let text = read("systemd/catalog/guardian.catalog");
+    let (_, text) = text.split_once("\n-- ").unwrap();
+    let entries: Vec<_> = text.split("\n-- ").map(|entry| entry.split_once('\n').unwrap()).collect();
+    let by_id: BTreeMap<_, _> = entries.iter().copied().collect();
+    assert_eq!(by_id.len(), entries.len(), "an id is there twice");
+    let kinds: BTreeSet<_> = EventKind::ALL.iter().map(|k| k.message_id()).collect();
+    assert_eq!(by_id.keys().copied().collect::<BTreeSet<_>>(), kinds);
+
+    let journal = read("src/daemon/journal.rs");
+    for kind in EventKind::ALL {
+        let (entry, name) = (by_id[kind.message_id()], kind.as_str());
+        let (header, body) = entry.split_once("\n\n").unwrap();
+        assert!(header.starts_with("Subject: ") && header.contains("\nDefined-By: Guardian"), "{name}: {header}");
+        assert!(body.contains("@GUARDIAN_REASON@"), "{name} gives no reason");
+        // Those of an instance have another prefix and no run.
+        if !kind.message_id().starts_with("5be7a1f0c1d04c1e8f3c6d0b6c0a1") {
+            for field in ["@GUARDIAN_RUN_ID@", "@GUARDIAN_ACTOR@"] {
+                assert!(entry.contains(field), "{name} lacks {field}");
+            }
+        }
+        for field in entry.split('@').skip(1).step_by(2) {
+            let written = format!("{} = ", field.to_lowercase()).replace("guardian_reason = ", "guardian_reason = event.");
+            assert!(journal.contains(&written), "{name} names {field}, which the journal does not get");
+        }
+    }
+}
+
+#[test]
+fn the_policy_has_the_actions_of_the_code_and_gives_none_of_them_away() {
+    let policy = read("packaging/polkit/org.guardian.Guardian1.policy");
+    assert_eq!(between(&policy, "<action id=\"", "\"").into_iter().collect::<BTreeSet<_>>(), actions());
+    for kind in ["allow_any", "allow_inactive", "allow_active"] {
+        let answers = between(&policy, &format!("<{kind}>"), "<");
+        assert_eq!(answers.len(), Right::ALL.len());
+        assert!(answers.iter().all(|a| a.starts_with("auth_admin")), "{kind}: {answers:?}");
+    }
+}
+
+#[test]
+fn the_rules_grant_the_group_what_exists_and_never_to_start_runs_as_others() {
+    let rules = read("packaging/polkit/org.guardian.Guardian1.rules");
+    let code: String = rules.lines().filter(|l| !l.trim_start().starts_with("//")).collect();
+    let granted: BTreeSet<_> = between(&code, "\"org.guardian.", "\"").into_iter().collect();
+    assert!(!granted.is_empty());
+    for action in granted {
+        let action = format!("org.guardian.{action}");
+        assert!(actions().contains(action.as_str()), "{action} does not exist");
+        assert_ne!(action, Right::StartRun.action());
+    }
+    assert!(!code.contains("start-run"));
+    // One rule, which answers YES once: to exactly these actions and this group, and leaves everything else to others.
+    assert_eq!((code.matches("addRule").count(), code.matches("polkit.Result").count()), (1, 1));
+    assert!(code.contains("if (granted.indexOf(action.id) >= 0 && subject.isInGroup(\"guardian\")) {"));
+    assert_eq!(read("systemd/guardian.sysusers").lines().last(), Some("g guardian -"));
+}
+
+#[test]
+fn units_and_the_code_name_the_same_slice() {
+    // systemd puts a slice with a dash into the one that is named by what is before it.
+    let slice = format!("{}.slice", slice_of("builder").split_once('-').unwrap().0);
+    let unit = read("systemd/guardiand.service");
+    let cgroup = format!("/sys/fs/cgroup/{slice}");
+    assert_eq!(values(&unit, "ReadWritePaths"), [cgroup.as_str()]);
+    assert!(values(&unit, "Wants").contains(&slice.as_str()) && values(&unit, "After").contains(&slice.as_str()));
+    // With these, stopping the slice would stop the service, or the other way round.
+    for key in ["Requires", "BindsTo", "PartOf", "Slice", "PropagatesStopTo"] {
+        assert!(!unit.contains(&format!("\n{key}=")), "{key}");
+    }
+    for dir in ["systemd", "systemd/user"] {
+        assert!(root().join(dir).join(&slice).exists(), "{dir}");
+    }
+}
+
+#[test]
+fn the_bus_activates_the_service_under_the_name_that_it_asks_for() {
+    for kind in ["system", "session"] {
+        let service = read(format!("packaging/dbus/{BUS_NAME}.{kind}.service"));
+        let unit = read(if kind == "system" { "systemd/guardiand.service" } else { "systemd/user/guardiand.service" });
+        assert_eq!((values(&service, "Name"), values(&unit, "BusName")), (vec![BUS_NAME], vec![BUS_NAME]), "{kind}");
+        assert_eq!(values(&service, "SystemdService"), ["guardiand.service"]);
+        assert_eq!(values(&service, "Exec"), values(&unit, "ExecStart"));
+    }
+    let policy = read(format!("packaging/dbus/{BUS_NAME}.conf"));
+    let names = between(&policy, "send_destination=\"", "\"").into_iter().chain(between(&policy, " own=\"", "\""));
+    assert!(names.into_iter().all(|name| name == BUS_NAME));
+}
+
+#[test]
+fn what_the_packages_name_exists_and_both_have_the_same() {
+    let manifest: toml::Table = read("Cargo.toml").parse().unwrap();
+    let metadata = &manifest["package"]["metadata"];
+    let text = |value: &toml::Value| value.as_str().unwrap().to_owned();
+    let assets = |tool: &str| metadata[tool]["assets"].as_array().unwrap().clone();
+    let deb: BTreeMap<_, _> = assets("deb").iter().map(|a| (text(&a[0]), format!("/{}", text(&a[1])))).collect();
+    let rpm: BTreeMap<_, _> = assets("generate-rpm").iter().map(|a| (text(&a["source"]), text(&a["dest"]))).collect();
+    for source in deb.keys().chain(rpm.keys()) {
+        // What is generated is put there by packaging/build.
+        let there = source.starts_with("target/release/packages/") || root().join(source).is_file();
+        assert!(there, "{source} does not exist");
+    }
+    let common = |assets: &BTreeMap<String, String>| {
+        let mut assets = assets.clone();
+        assets.retain(|source, _| !IN_ONE_ONLY.contains(&source.as_str()));
+        // Debian has another directory for what packages bring.
+        assets.values_mut().for_each(|to| *to = to.replace("zsh/vendor-completions/", "zsh/site-functions/"));
+        assets
+    };
+    assert_eq!(common(&deb), common(&rpm));
+    assert_eq!(text(&metadata["deb"]["conf-files"][0]), deb["packaging/etc/config.toml"]);
+    for key in ["post_install_script", "pre_uninstall_script", "post_uninstall_script"] {
+        assert!(root().join(text(&metadata["generate-rpm"][key])).is_file(), "{key}");
+    }
+    for file in walk("systemd").into_iter().chain(walk("packaging/dbus")).chain(walk("packaging/polkit")) {
+        assert!(rpm.contains_key(&file), "{file} is in no package");
+    }
+}
+
+#[test]
+fn no_script_of_a_package_stops_runs() {
+    for file in walk("packaging/deb").into_iter().chain(walk("packaging/rpm")) {
+        for line in read(&file).lines().filter(|l| !l.trim_start().starts_with('#')) {
+            let ends = line.contains("stop") && (line.contains("slice") || line.contains("run"));
+            assert!(!ends || line.trim_start().starts_with("echo \""), "{file}: {line}");
+            assert!(!line.contains("cgroup.kill"), "{file}: {line}");
+        }
+    }
+}
+
+/// The files below a directory of the repository, as paths in it.
+fn walk(dir: &str) -> Vec<String> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(root().join(dir)).unwrap().flatten() {
+        let name = format!("{dir}/{}", entry.file_name().to_str().unwrap());
+        if entry.path().is_dir() { files.extend(walk(&name)) } else { files.push(name) }
+    }
+    files
+}
