@@ -9,7 +9,7 @@ mod engine_world;
 use std::time::Duration;
 
 use engine_world::{Bench, Op, Store};
-use guardian::model::{ErrorKind, ExitStatus, KillMode, KillReason, Outcome, Phase, Rule};
+use guardian::model::{Containment, ErrorKind, ExitStatus, KillMode, KillReason, Outcome, Phase, Rule};
 use proptest::prelude::*;
 
 fn ops() -> impl Strategy<Value = Vec<Op>> {
@@ -32,6 +32,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         1 => (1u32..50).prop_map(|times| Op::BusyRemovals { times }),
         1 => run.clone().prop_map(|run| Op::Replace { run }),
         1 => run.clone().prop_map(|run| Op::Scatter { run }),
+        1 => run.clone().prop_map(|run| Op::Stop { run }),
         1 => run.prop_map(|run| Op::Unstick { run }),
         2 => any::<bool>().prop_map(|rebooted| Op::Crash { rebooted }),
     ];
@@ -98,6 +99,50 @@ fn what_is_left_after_the_main_process_is_ended_and_its_exit_status_kept() {
     let view = b.finished(run).expect("finished");
     assert_eq!(view.outcome, Some(Outcome::Exited { code: 3 }));
     assert_eq!(view.receipt.map(|r| r.killed), Some(1));
+}
+
+#[test]
+fn a_run_that_somebody_else_has_stopped_is_told_as_that_and_not_as_ours() {
+    let mut b = Bench::new();
+    let run = b.launch(true, 0, 0, 60_000);
+    b.apply(Op::Fork { run: 0, ignores_term: false, stuck: false });
+    b.apply(Op::Stop { run: 0 });
+    b.pass_ms(1);
+    let view = b.finished(run).expect("finished");
+    assert_eq!(view.outcome, Some(Outcome::Killed { reason: KillReason::StoppedOutside }));
+    assert_eq!(view.receipt, None, "it was no kill of ours");
+    // What we had begun to end is ours, whoever comes afterwards.
+    let run = b.launch(true, 0, 0, 60_000);
+    b.apply(Op::Fork { run: 1, ignores_term: true, stuck: false });
+    b.kill(run, KillMode::Graceful).unwrap();
+    b.pass_ms(1);
+    b.apply(Op::Stop { run: 1 });
+    b.pass_ms(1);
+    let reason = b.finished(run).and_then(|v| v.outcome);
+    assert!(matches!(reason, Some(Outcome::Killed { reason: KillReason::Requested { .. } })), "{reason:?}");
+}
+
+#[test]
+fn no_time_is_promised_that_systemd_will_not_give() {
+    let mut b = Bench::new();
+    let minutes = |m: u64| Duration::from_secs(60 * m);
+    // Twice the limit, ten minutes and the grace is what systemd was told at the start.
+    for (containment, by, granted) in [
+        (Containment::Systemd, minutes(20), true),
+        (Containment::Systemd, minutes(21), false),
+        (Containment::Cgroupfs, minutes(600), true),
+    ] {
+        b.containment = containment;
+        let run = b.launch(true, 0, 600_000, 1_000);
+        let answer = b.extend(run, Rule::MaxRuntime, by);
+        assert_eq!(answer.is_ok(), granted, "{containment} {by:?}: {answer:?}");
+        if let Err(e) = answer {
+            assert!(e.message.contains("systemd ends"), "{e}");
+            b.pass_ms(600_001);
+            let status = b.finished(run).and_then(|v| v.outcome).map(|o| o.exit_status());
+            assert_eq!(status, Some(124), "a refusal leaves the limit as it was");
+        }
+    }
 }
 
 #[test]

@@ -19,7 +19,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use zbus::connection::socket::{ReadHalf, Split, WriteHalf};
 use zbus::export::futures_core::Stream as _;
-use zbus::fdo::{ConnectionCredentials, DBusProxy};
+use zbus::fdo::DBusProxy;
 use zbus::message::Type;
 use zbus::names::{BusName, ErrorName, UniqueName};
 use zbus::object_server::SignalEmitter;
@@ -303,14 +303,6 @@ impl ReadHalf for FromBus {
     fn can_pass_unix_fd(&self) -> bool {
         true
     }
-
-    fn peer_credentials<'a, 'c>(&'a mut self) -> Boxed<'c, io::Result<ConnectionCredentials>>
-    where
-        'a: 'c,
-        Self: 'c,
-    {
-        Box::pin(std::future::ready(Ok(ConnectionCredentials::default())))
-    }
 }
 
 impl WriteHalf for ToBus {
@@ -340,13 +332,5 @@ impl WriteHalf for ToBus {
 
     fn can_pass_unix_fd(&self) -> bool {
         true
-    }
-
-    fn peer_credentials<'a, 'c>(&'a mut self) -> Boxed<'c, io::Result<ConnectionCredentials>>
-    where
-        'a: 'c,
-        Self: 'c,
-    {
-        Box::pin(std::future::ready(Ok(ConnectionCredentials::default())))
     }
 }

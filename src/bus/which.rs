@@ -1,8 +1,8 @@
 //! The message buses that an instance can be on, and where their sockets are.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use crate::model::InstanceKind;
+use crate::model::{InstanceKind, bus_address_of, usable_bus_address};
 
 /// A message bus.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -43,12 +43,10 @@ impl Bus {
     /// Its address: what the environment names, else the usual socket, if there is one. Nothing is ever started for it.
     pub fn address(self) -> Option<String> {
         if let Some(named) = std::env::var(self.variable()).ok().filter(|a| !a.is_empty()) {
-            // `unixexec:` and `autolaunch:` start programs, `tcp:` leads to who knows whom.
-            let usable = named.split(';').find(|a| a.starts_with("unix:path=") || a.starts_with("unix:abstract="));
-            return usable.map(str::to_owned);
+            return usable_bus_address(&named).map(str::to_owned);
         }
         let socket = self.sockets().into_iter().find(|socket| socket.exists())?;
-        Some(format!("unix:path={}", escape(&socket)))
+        Some(bus_address_of(&socket))
     }
 
     fn sockets(self) -> Vec<PathBuf> {
@@ -61,12 +59,4 @@ impl Bus {
             }
         }
     }
-}
-
-/// A path as an address has it: all but a few characters as `%` and two hexadecimal digits.
-fn escape(path: &Path) -> String {
-    use std::os::unix::ffi::OsStrExt;
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_/.\\*".contains(&b);
-    let one = |b: &u8| if plain(*b) { char::from(*b).to_string() } else { format!("%{b:02x}") };
-    path.as_os_str().as_bytes().iter().map(one).collect()
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::config::Config;
 use crate::engine::Run;
-use crate::kernel::{Exec, Kernel as _, KernelError};
+use crate::kernel::{Exec, Kernel as _, KernelError, process};
 use crate::model::{Containment, Error, ErrorKind, Limits, ProcessSeen, RunId, RunSpec, RunView};
 
 use super::command::{Caller, LaunchRequest};
@@ -126,6 +126,17 @@ fn attached(host: &mut Host, run: RunId, child: OwnedFd, caller: &Caller) -> Res
     let main = host.process(child).map_err(|e| no_process("the descriptor given", e))?;
     let (main_id, client_id) = (host.process_id(&main), host.process_id(&client));
     host.is_started_by(run, main_id, client_id).map_err(|e| Error::invalid(e.to_string()))?;
+    // One that has other rights already (it executed a set-user-ID program) is not its starter's to end.
+    let uids = process::uids(main_id.pid).map_err(|e| no_process("the descriptor given", e))?;
+    if caller.uid != 0 && uids != [caller.uid; 4] {
+        return Err(Error::new(
+            ErrorKind::NotAuthorized,
+            format!(
+                "process {} does not run as uid {} in every respect, so it is not taken over",
+                main_id.pid, caller.uid
+            ),
+        ));
+    }
     Ok((main, client))
 }
 

@@ -37,7 +37,9 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::model::{Actor, Answer, AuditEvent, Error, EventKind, Mono, Now, Rule, RunId, RunView};
+use crate::model::{
+    Actor, Answer, AuditEvent, Containment, Error, EventKind, Mono, Now, Rule, RunId, RunView, human_duration,
+};
 
 use deadlines::{Deadlines, Due};
 pub use event::{Effect, Event, Found, Record, Removal, ReplyTo, Ticket};
@@ -279,6 +281,17 @@ impl Engine {
             Error::invalid(format!("{id} has no {rule} running: `guardian show {id}` lists its deadlines"))
         })?;
         let timer = run::Timer { ends: timer.ends + by, allowed: timer.allowed.saturating_add(by) };
+        // What systemd was told at the start it does, whatever we promise afterwards.
+        let backstop = run.spec.limits.backstop().filter(|_| run.spec.containment == Containment::Systemd);
+        if let (Rule::MaxRuntime, Some(most)) = (rule, backstop)
+            && timer.allowed.saturating_add(run.spec.limits.grace) > most
+        {
+            return Err(Error::invalid(format!(
+                "systemd ends {id} {} after its start, which cannot be changed any more: its {rule} and grace together \
+                 have to stay below that",
+                human_duration(most)
+            )));
+        }
         self.set_timer(id, rule, timer);
         let ends = now.wall_of(timer.ends);
         if let Some(run) = self.runs.get_mut(&id) {

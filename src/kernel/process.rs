@@ -143,6 +143,19 @@ pub fn stat(pid: u32) -> Result<Stat, KernelError> {
     parse_stat(&text).ok_or_else(|| KernelError::malformed(path, &String::from_utf8_lossy(&text)))
 }
 
+/// The uids of a process: real, effective, saved and of its file accesses.
+pub fn uids(pid: u32) -> Result<[u32; 4], KernelError> {
+    let path = format!("/proc/{pid}/status");
+    let text = read_text(&path)?;
+    parse_uids(&text).ok_or_else(|| KernelError::malformed(path, &text))
+}
+
+fn parse_uids(status: &str) -> Option<[u32; 4]> {
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    let uids: Vec<u32> = line.split_whitespace().map(str::parse).collect::<Result<_, _>>().ok()?;
+    uids.try_into().ok()
+}
+
 /// `/proc/PID/io`; the kernel shows it to root and to the process's own user.
 pub fn io(pid: u32) -> Result<Io, KernelError> {
     let path = format!("/proc/{pid}/io");
@@ -281,6 +294,15 @@ fn read_text(path: &str) -> Result<String, KernelError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn uids_are_read_or_the_file_is_not_understood() {
+        assert_eq!(parse_uids("Name:\tx\nUid:\t1\t2\t3\t4\nGid:\t5\t5\t5\t5\n"), Some([1, 2, 3, 4]));
+        for bad in ["", "Uid:\t1\t2\t3\n", "Uid:\t1\t2\t3\t-4\n", "Uid:\t1\t2\t3\t4\t5\n"] {
+            assert_eq!(parse_uids(bad), None, "{bad:?}");
+        }
+        assert_eq!(uids(std::process::id()).unwrap()[0], nix::unistd::getuid().as_raw());
+    }
 
     #[test]
     fn a_name_with_parentheses_and_spaces_does_not_move_the_fields() {

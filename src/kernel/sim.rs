@@ -72,6 +72,8 @@ pub struct World {
     pub output: BTreeSet<RunId>,
     /// Runs whose container does not hold them together any more.
     pub scattered: BTreeSet<RunId>,
+    /// Runs that somebody else had stopped.
+    pub stopped: BTreeSet<RunId>,
     /// How often a removal will still be refused with EBUSY.
     pub busy: u32,
     /// Everything that was done to a cgroup.
@@ -93,6 +95,7 @@ impl World {
             cgroups: BTreeMap::new(),
             output: BTreeSet::new(),
             scattered: BTreeSet::new(),
+            stopped: BTreeSet::new(),
             busy: 0,
             acts: Vec::new(),
             notices: Vec::new(),
@@ -163,6 +166,14 @@ impl World {
         if self.watched_cgroups.contains_key(&run) && self.scattered.insert(run) {
             self.notices.push(Notice::ContainerChanged(run));
         }
+    }
+
+    /// Somebody else has a run stopped, with all that is in it.
+    pub fn stop(&mut self, run: RunId) {
+        let Some(inode) = self.watched_cgroups.get(&run).copied() else { return };
+        self.stopped.insert(run);
+        let living: Vec<u32> = self.living(inode).filter(|pid| !self.processes[pid].stuck).collect();
+        living.into_iter().for_each(|pid| self.end(pid, ExitStatus::Signaled(15)));
     }
 
     /// The shim of the run was killed while somebody watched it, and they were told.
@@ -260,8 +271,8 @@ impl Kernel for SimKernel {
         })))
     }
 
-    fn was_stopped(&mut self, _: &SimCgroup) -> Option<bool> {
-        Some(false)
+    fn was_stopped(&mut self, cgroup: &SimCgroup) -> Option<bool> {
+        Some(self.0.borrow().stopped.contains(&cgroup.run))
     }
 
     fn open_process(&mut self, id: ProcessId) -> Result<u32, KernelError> {

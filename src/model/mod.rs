@@ -4,6 +4,7 @@
 //! bus, no kernel. Everything else imports this room; it imports nothing of the crate.
 
 mod answer;
+mod bus_address;
 mod error;
 mod event;
 mod id;
@@ -17,6 +18,7 @@ mod time;
 mod workflow;
 
 pub use answer::Answer;
+pub use bus_address::{bus_address_of, usable_bus_address};
 pub use error::{Error, ErrorKind};
 pub use event::{AuditEvent, AuditRow, EventKind};
 pub use id::{InvalidRunId, RunId};

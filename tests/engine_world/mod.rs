@@ -44,6 +44,7 @@ pub enum Op {
     Replace { run: usize },
     Unstick { run: usize },
     Scatter { run: usize },
+    Stop { run: usize },
     Crash { rebooted: bool },
 }
 
@@ -147,6 +148,8 @@ pub struct Bench {
     stuck_intents: BTreeSet<RunId>,
     asked: Vec<Answers>,
     last_id: u8,
+    /// What contains the runs that are launched.
+    pub containment: Containment,
 }
 
 fn driver(world: &Rc<RefCell<World>>, store: &FakeStore, published: &Arc<Published>) -> Driver<SimKernel, FakeStore> {
@@ -173,6 +176,7 @@ impl Bench {
             stuck_intents: BTreeSet::new(),
             asked: Vec::new(),
             last_id: 0,
+            containment: Containment::Cgroupfs,
         }
     }
 
@@ -256,6 +260,11 @@ impl Bench {
                     self.bystanders.extend(bystander);
                 }
             }
+            Op::Stop { run } => {
+                if let Some(i) = pick(&self.runs, run) {
+                    self.world.borrow_mut().stop(self.runs[i].id);
+                }
+            }
             Op::Scatter { run } => {
                 if let Some(i) = pick(&self.runs, run) {
                     self.world.borrow_mut().scatter(self.runs[i].id);
@@ -333,7 +342,7 @@ impl Bench {
             user: "me".into(),
             main: main.map(process),
             client: client.map(process),
-            containment: Containment::Cgroupfs,
+            containment: self.containment,
             limits: Limits {
                 init_timeout: some(init_ms),
                 max_runtime: some(max_ms),
@@ -359,6 +368,12 @@ impl Bench {
         let answers: Answers = Arc::default();
         let kept = answers.clone();
         (self.driver.expect_reply(Box::new(move |a| kept.lock().unwrap().push(a))), answers)
+    }
+
+    pub fn extend(&mut self, run: RunId, rule: Rule, by: Duration) -> Result<Answer, Error> {
+        let (reply, answers) = self.reply();
+        self.driver.handle(Event::Extend { run, rule, by, actor: me(), reply });
+        answers.lock().unwrap().first().cloned().expect("answered at once")
     }
 
     pub fn kill(&mut self, run: RunId, mode: KillMode) -> Result<Answer, Error> {

@@ -213,8 +213,30 @@ impl Rig {
     }
 }
 
+impl Rig {
+    /// Runs outlive their instance, and would outlive the test: ended through their cgroups, whatever became of the bus.
+    fn end_runs(&self) {
+        let key = std::fs::read_to_string(self.path("state/instance-key"));
+        let (Ok(key), Ok(mount)) = (key, guardian::kernel::mount::find()) else { return };
+        let runs = || {
+            let all = std::fs::read_dir(mount.mount_point.join("guardian").join(&key)).into_iter().flatten().flatten();
+            all.filter(|entry| entry.file_name().to_string_lossy().starts_with("run_")).map(|entry| entry.path())
+        };
+        runs().for_each(|run| drop(std::fs::write(run.join("cgroup.kill"), "1")));
+        // Without an instance nobody but us removes them.
+        let until = Instant::now() + Duration::from_secs(5);
+        while runs().next().is_some() && Instant::now() < until {
+            if self.guardiand.is_none() {
+                runs().for_each(|run| drop(std::fs::remove_dir(run)));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
 impl Drop for Rig {
     fn drop(&mut self) {
+        self.end_runs();
         // It takes its cgroup away when no run is left.
         if let Some(mut guardiand) = self.guardiand.take() {
             guardiand.end(Signal::TERM);

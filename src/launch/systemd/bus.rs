@@ -12,6 +12,7 @@ use super::Absent;
 use crate::kernel::cgroup::CgroupDir;
 use crate::kernel::mount::Cgroup2Mount;
 use crate::kernel::process;
+use crate::model::{bus_address_of, usable_bus_address};
 
 /// The manager's name on the bus.
 pub(super) const SYSTEMD: &str = "org.freedesktop.systemd1";
@@ -66,35 +67,19 @@ pub(super) async fn property(bus: &Connection, at: Object<'_>, name: &str) -> zb
 /// `runtime_dirs` are tried in turn.
 pub(super) fn address(named: Option<&str>, runtime_dirs: &[PathBuf], uid: u32) -> Result<String, Absent> {
     if let Some(named) = named.filter(|a| !a.is_empty()) {
-        // A list is tried from its beginning by everyone else; the first that is a socket is the one we can use.
-        // `unixexec:` and `autolaunch:` start programs, `tcp:` leads to who knows whom.
-        let usable = named.split(';').find(|a| a.starts_with("unix:path=") || a.starts_with("unix:abstract="));
-        return usable.map(str::to_owned).ok_or_else(|| Absent::Address { address: named.to_owned() });
+        return usable_bus_address(named)
+            .map(str::to_owned)
+            .ok_or_else(|| Absent::Address { address: named.to_owned() });
     }
     let sockets = || runtime_dirs.iter().map(|dir| dir.join("bus"));
     if let Some(socket) = sockets().find(|socket| socket.exists()) {
-        return Ok(format!("unix:path={}", escape(&socket)));
+        return Ok(bus_address_of(&socket));
     }
     let dir = runtime_dirs.iter().find(|dir| dir.is_dir());
     match (dir, runtime_dirs.last()) {
         (Some(dir), _) => Err(Absent::NoBus { socket: dir.join("bus") }),
         (None, last) => Err(Absent::NoSession { uid, dir: last.cloned().unwrap_or_default() }),
     }
-}
-
-/// A path as an address has it: all but a few characters as `%` and two hexadecimal digits.
-fn escape(path: &Path) -> String {
-    use std::os::unix::ffi::OsStrExt;
-    let mut escaped = String::new();
-    for byte in path.as_os_str().as_bytes() {
-        match byte {
-            b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' | b'-' | b'_' | b'/' | b'.' | b'\\' | b'*' => {
-                escaped.push(char::from(*byte));
-            }
-            other => escaped.push_str(&format!("%{other:02x}")),
-        }
-    }
-    escaped
 }
 
 /// Connects and looks at the manager, within the deadline.

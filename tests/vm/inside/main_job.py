@@ -37,7 +37,7 @@ class MainJob(unittest.TestCase):
         status = must("systemctl", "status", "--no-pager", "guardiand")
         self.assertIn("live", status)
         self.assertEqual(guardian("kill", "--reason", "superseded", run_id, user="alice").status, 0)
-        explained = must("journalctl", "-x", "--no-pager", f"GUARDIAN_RUN_ID={run_id}")
+        explained = must("env", "LC_ALL=C", "journalctl", "-x", "--no-pager", f"GUARDIAN_RUN_ID={run_id}")
         self.assertIn("superseded", explained)
         self.assertGreater(explained.count("--"), 3, "no catalog entry is shown:\n" + explained)
 
