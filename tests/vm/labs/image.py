@@ -1,0 +1,48 @@
+"""Disk images: a Debian suite with a real systemd, built once and kept until the recipe changes."""
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent.parent
+RECIPE = HERE / "image"
+HOME = Path(os.environ.get("GUARDIAN_LAB", HERE.parent.parent / "target/vm"))
+PACKAGES = ("systemd-sysv dbus dbus-user-session libpam-systemd polkitd passwd procps python3 python3-dbus libglib2.0-bin rpm "
+            "sqlite3 at cron util-linux e2fsprogs git mount udev kmod iproute2 busybox-static").split()
+
+
+def fingerprint(suite):
+    """Changes when anything does that goes into the image."""
+    digest = hashlib.sha256(" ".join([suite, *PACKAGES]).encode())
+    for file in [*sorted(RECIPE.iterdir()), Path(__file__)]:
+        digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def ensure(suite):
+    """The directory with vmlinuz, initrd and root.ext4 of the suite, built if it is not there or the recipe changed."""
+    HOME.mkdir(parents=True, exist_ok=True)
+    image, half = HOME / suite, HOME / f"{suite}.half"
+    with open(HOME / f"{suite}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the second builder waits, and finds the first one's image
+        stamp = image / "recipe"
+        if stamp.exists() and stamp.read_text() == fingerprint(suite):
+            return image
+        shutil.rmtree(half, ignore_errors=True)
+        half.mkdir()
+        build(suite, half)
+        (half / "recipe").write_text(fingerprint(suite))
+        shutil.rmtree(image, ignore_errors=True)
+        half.rename(image)  # only a whole image ever has this name
+    return image
+
+
+def build(suite, into):
+    subprocess.run(["mmdebstrap", "--quiet", "--variant=apt", "--include=" + ",".join(PACKAGES),
+                    f"--customize-hook=copy-in {RECIPE} /", '--customize-hook=chroot "$1" sh /image/customize',
+                    suite, into / "root.tar"], check=True)
+    script = ("mkdir root; tar -C root --exclude='./dev/*' -xf root.tar; mv root/boot/vmlinuz root/boot/initrd .; "
+              "PATH=$PATH:/sbin mkfs.ext4 -q -F -L root -d root root.ext4 3G; rm -rf root root.tar")
+    subprocess.run(["fakeroot", "sh", "-euc", script], cwd=into, check=True)
