@@ -82,7 +82,7 @@ class Machine:
         self.directory, self.suite, self.mem, self.smp, self.disk = Path(directory), suite, mem, smp, disk
         self.durable, self.owner = durable, owner
         self.console = self.directory / "console"
-        self._qemu = None
+        self._qemu = self._agent = None
 
     # --- how there comes to be one
 
@@ -164,6 +164,7 @@ class Machine:
 
     def power_cut(self):
         """QEMU is gone from one moment to the next, and with it what the machine has not written through to its disk."""
+        self._hang_up()
         if self._qemu is not None:
             self._qemu.kill()
             self._qemu.wait()
@@ -172,6 +173,11 @@ class Machine:
             os.kill(pid, signal.SIGKILL)
             while self._pid():
                 time.sleep(0.01)
+
+    def _hang_up(self):
+        if self._agent is not None:
+            self._agent.link.close()
+            self._agent = None
 
     def is_on(self):
         return self._qemu.poll() is None if self._qemu is not None else self._pid() is not None
@@ -307,21 +313,23 @@ class Machine:
         header = json.dumps(dict(id=identity, do=do, size=len(data), **more)).encode() + b"\n"
         output = bytearray()
         try:
-            with self._connect("agent", deadline) as link:
-                link.settimeout(seconds)
-                link.sendall(header + data)
-                answer = Stream(link, deadline)
-                while answer.line() != b"answer " + identity.encode():
-                    pass
-                while True:
-                    kind, _, number = answer.line().partition(b" ")
-                    if kind == b"end":
-                        return Done(int(number), output)
-                    part = answer.take(int(number))
-                    output += part
-                    if echo:
-                        echo(part)
+            if self._agent is None:
+                self._agent = Stream(self._connect("agent", deadline))
+            answer = self._agent
+            answer.deadline = deadline
+            answer.send(header + data)
+            while answer.line() != b"answer " + identity.encode():
+                pass
+            while True:
+                kind, _, number = answer.line().partition(b" ")
+                if kind == b"end":
+                    return Done(int(number), output)
+                part = answer.take(int(number))
+                output += part
+                if echo:
+                    echo(part)
         except (OSError, EOFError) as error:
+            self._hang_up()
             what = f"no answer: {error or type(error).__name__}" if self.is_on() else "it is off"
             said = output.decode(errors="replace")[-2000:]
             raise Dead(f"{self.suite}: {what}; it said: {said!r}{self._console_tail()}") from None
@@ -354,10 +362,14 @@ class Machine:
 
 
 class Stream:
-    """Lines and bytes from a socket, until a deadline."""
+    """Lines and bytes from a socket, and bytes to it, until a deadline."""
 
-    def __init__(self, link, deadline):
-        self.link, self.deadline, self.got = link, deadline, bytearray()
+    def __init__(self, link):
+        self.link, self.deadline, self.got = link, 0, bytearray()
+
+    def send(self, data):
+        self.link.settimeout(max(0.01, self.deadline - time.monotonic()))
+        self.link.sendall(data)
 
     def line(self):
         while (end := self.got.find(b"\n")) < 0:
@@ -385,10 +397,10 @@ class Monitor:
     """QEMU's own commands (QMP) for a machine."""
 
     def __init__(self, machine):
-        deadline = time.monotonic() + 60
-        self.link = machine._connect("qmp", deadline)
-        self.stream = Stream(self.link, deadline)
         self.machine = machine
+        deadline = time.monotonic() + 60
+        self.stream = Stream(machine._connect("qmp", deadline))
+        self.stream.deadline = deadline
         self.stream.line()  # a greeting
         self.ask("qmp_capabilities")
 
@@ -396,12 +408,12 @@ class Monitor:
         return self
 
     def __exit__(self, *_):
-        self.link.close()
+        self.stream.link.close()
 
     def ask(self, command, **arguments):
         self.stream.deadline = time.monotonic() + 60
         try:
-            self.link.sendall(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
+            self.stream.send(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
             while True:
                 answer = json.loads(self.stream.line())
                 if "return" in answer:
