@@ -296,9 +296,9 @@ class Machine:
         return self.run(["cat", path]).data
 
     def fetch(self, path, into):
-        """Copies a file or directory of the machine into a directory here."""
-        where = Path("/", path)
-        done = self.run(["tar", "-c", "-C", where.parent, where.name])
+        """Copies a file or directory of the machine into a directory here; of "directory/.", what is in it."""
+        parent, name = os.path.split(os.path.join("/root", str(path).rstrip("/")))
+        done = self.run(["tar", "-c", "-C", parent, name])
         Path(into).mkdir(parents=True, exist_ok=True)
         subprocess.run(["tar", "-x", "--no-same-owner", "-C", into], input=done.data, check=True)
 
