@@ -9,7 +9,7 @@
 
 What is restored was saved once, when a freshly booted machine had become calm: its memory in a file, its disk as an
 overlay over the image's. A machine has a directory below target/vm, with its disk, QEMU's sockets and its console; QEMU
-dies with the process that started it. The protocol of the agent in the machine is described in image/agent.
+dies with the thread that started it, and so with its process. The protocol of the agent in the machine is described in image/agent.
 """
 
 import atexit
@@ -35,6 +35,7 @@ from pathlib import Path
 from . import image
 
 BOOT_TIMEOUT = 300
+SLOWEST_PUT = 100_000  # bytes a second, on a busy host
 CONSOLE_LINES = 25
 CALM = """
 sync
@@ -287,7 +288,8 @@ class Machine:
                     member = tarfile.TarInfo(name)
                     member.size, member.mtime = len(data), time.time()
                     tar.addfile(member, io.BytesIO(data))
-        done = self._request("put", archive.getvalue(), 120)
+        data = archive.getvalue()
+        done = self._request("put", data, 120 + len(data) / SLOWEST_PUT)
         if done.status:
             raise Failed("put " + " ".join(map(str, files)), done)
 
@@ -499,6 +501,13 @@ def close_all():
     """Ends every machine of this process."""
     for machine in list(Machine._open):
         machine.close()
+
+
+def abandon(status):
+    """Ends this process at once, and its machines with it; for a signal handler, which can't wait for other threads."""
+    for machine in list(Machine._open):
+        shutil.rmtree(machine.directory, ignore_errors=True)
+    os._exit(status)
 
 
 atexit.register(close_all)
