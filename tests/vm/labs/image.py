@@ -10,8 +10,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent.parent
 RECIPE = HERE / "image"
 HOME = Path(os.environ.get("GUARDIAN_LAB", HERE.parent.parent / "target/vm"))
-PACKAGES = ("systemd-sysv dbus dbus-user-session libpam-systemd polkitd passwd procps python3 python3-dbus libglib2.0-bin rpm "
-            "sqlite3 at cron util-linux e2fsprogs git mount udev kmod iproute2 busybox-static").split()
+PACKAGES = ("systemd-sysv dbus dbus-user-session libpam-systemd polkitd passwd procps python3 python3-dbus python3-gi libglib2.0-bin "
+            "rpm sqlite3 at cron util-linux e2fsprogs git mount udev kmod iproute2 busybox-static").split()
 
 # What the host has to have: program, and the Debian package of it.
 PROGRAMS = {"qemu-system-x86_64": "qemu-system-x86", "qemu-img": "qemu-utils", "mmdebstrap": "mmdebstrap",
