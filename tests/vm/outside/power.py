@@ -17,8 +17,9 @@ os.fsync(directory)
 for number in range(1_000_000):
     os.write(log, b"%d\\n" % number)
     os.fsync(log)
-    with open("/run/acknowledged", "w") as said:
+    with open("/run/acknowledged.new", "w") as said:
         said.write(str(number))
+    os.rename("/run/acknowledged.new", "/run/acknowledged")  # or cat makes 90 of 9 and 10
 """
 
 
