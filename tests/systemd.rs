@@ -386,7 +386,10 @@ fn a_bus_that_goes_away_is_an_error_at_once_and_the_next_run_finds_the_next_bus(
         let main = Main::start("exec sleep 600");
         let answer = rig.ask(new_run(), main.pid(), "bus", Resources::default());
         let (scope, took) = answer.recv_timeout(PATIENCE).unwrap();
-        last = format!("{:?} in {took:?}", scope.as_ref().map(|s| s.cgroup.path().to_owned()).map_err(ToString::to_string));
+        last = format!(
+            "{:?} in {took:?}",
+            scope.as_ref().map(|s| s.cgroup.path().to_owned()).map_err(ToString::to_string)
+        );
         println!("{last}");
         scope.is_ok()
     });

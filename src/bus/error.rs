@@ -42,6 +42,10 @@ pub fn from_bus(error: zbus::Error) -> Error {
         zbus::Error::InputOutput(e) => {
             Error::new(ErrorKind::Unavailable, format!("the connection to the instance is lost: {e}"))
         }
+        zbus::Error::FDO(e) => from_named(
+            zbus::DBusError::name(&*e).as_str(),
+            zbus::DBusError::description(&*e).unwrap_or_default().to_owned(),
+        ),
         zbus::Error::Handshake(e) => {
             Error::new(ErrorKind::Unavailable, format!("the instance did not accept the connection: {e}"))
         }

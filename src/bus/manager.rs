@@ -269,7 +269,10 @@ impl Manager {
     async fn report_exit(&self, run: &str, kind: &str, value: i32) -> Result<(), Refusal> {
         let _turn = self.turn().await?;
         let status = view::exit_status_from(kind, value)?;
-        let run = self.request().find_live(run, Right::KillRun).await?;
+        // It is the parent's to say: no right over others' runs makes one its parent.
+        let parent = Peer { authority: None, ..self.peer.clone() };
+        let own = Request { services: &self.services, peer: &parent };
+        let run = own.find_live(run, Right::KillRun).await?;
         self.request().ask(Command::ReportExit { run, status }).await?;
         Ok(())
     }
@@ -357,23 +360,23 @@ impl Manager {
     #[zbus(out_args("runs"))]
     async fn list_runs(&self, filter_by: HashMap<String, OwnedVariant>) -> Result<Marshalled, Refusal> {
         let _turn = self.turn().await?;
-        let mut filter = filter(&filter_by)?;
+        let filter = filter(&filter_by)?;
         let live = self.services.published.live();
         let mut over = Vec::new();
         let uid = self.peer.caller.uid;
         // Who lists their own runs need not wait for polkit.
         let others = filter.all_users || filter.uid.is_some_and(|wanted| wanted != uid);
         let see_all = uid == 0 || (others && self.request().has(Right::ReadAll).await);
-        if filter.all_users {
-            self.request().demand(Right::ReadAll).await?;
+        if filter.all_users && !see_all {
+            return Err(access::lacks(Right::ReadAll).into());
         }
         if filter.finished {
             let wanted = filter.uid.is_none_or(|wanted| see_all || wanted == uid);
-            if !see_all {
-                filter.uid = Some(uid);
-            }
             if wanted {
-                let stored = filter.clone();
+                let mut stored = filter.clone();
+                if !see_all {
+                    stored.uid = Some(uid);
+                }
                 over = self.request().read(move |h| h.runs(&stored)).await?;
             }
             // Rows of live runs are older than the published views, which count.

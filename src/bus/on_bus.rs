@@ -27,8 +27,9 @@ use zbus::{Connection, Guid, Message, MessageStream, OwnedGuid};
 
 use super::rights::{Authority, Peer};
 use super::server::{self, Look};
-use super::{BUS_NAME, Bus, MANAGER_PATH, Services};
+use super::{BUS_NAME, Bus, ERROR_PREFIX, MANAGER_PATH, Services};
 use crate::daemon::command::Caller;
+use crate::model::ErrorKind;
 
 /// Whether the name on the bus is ours, once that is known: or why it is not.
 pub type Held = watch::Sender<Option<Result<(), String>>>;
@@ -42,6 +43,7 @@ const ANSWER: Duration = Duration::from_secs(10);
 /// The time between two attempts to come back to a bus that was restarted: at first, and at most.
 const AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
+const NOT_SERVED: &str = "this instance does not serve you: it is for its own user and root";
 const DRIVER: &str = "org.freedesktop.DBus";
 const DRIVER_PATH: &str = "/org/freedesktop/DBus";
 /// `DBUS_NAME_FLAG_DO_NOT_QUEUE`.
@@ -104,7 +106,11 @@ async fn owner(connection: &Connection) -> String {
         let driver = DBusProxy::new(connection).await?;
         let name = driver.get_name_owner(BUS_NAME.try_into()?).await?;
         let pid = driver.get_connection_unix_process_id(BusName::from(name.inner().clone())).await?;
-        zbus::Result::Ok(format!("{name} (pid {pid})"))
+        let read = |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+        let (process, cgroup) = (read("comm"), read("cgroup"));
+        let unit = cgroup.trim().rsplit('/').find(|part| part.ends_with(".service") || part.ends_with(".scope"));
+        let unit = unit.map(|unit| format!(" of {unit}")).unwrap_or_default();
+        zbus::Result::Ok(format!("{name} (pid {pid}, {}{unit})", process.trim()))
     };
     asked.await.unwrap_or_else(|_| "another".to_owned())
 }
@@ -129,10 +135,15 @@ async fn route(bus: Bus, connection: &Connection, mut messages: MessageStream, s
         let header = message.header();
         let Some(sender) = header.sender().map(|s| s.as_str().to_owned()) else { continue };
         match header.message_type() {
+            Type::MethodCall if message.data().len() > most_bytes(&message) => {
+                let why = format!("the message is larger than {} KiB", most_bytes(&message) / 1024);
+                refuse(connection, &message, ErrorKind::LimitExceeded, &why).await;
+            }
             Type::MethodCall => {
                 if !peers.contains_key(&sender) {
                     if peers.len() >= PEERS {
-                        refuse(connection, &message, "too many clients are served at the moment: try again").await;
+                        let why = "too many clients are served at the moment: try again";
+                        refuse(connection, &message, ErrorKind::LimitExceeded, why).await;
                         continue;
                     }
                     let (to, incoming) = mpsc::channel(WAITING);
@@ -142,11 +153,12 @@ async fn route(bus: Bus, connection: &Connection, mut messages: MessageStream, s
                 }
                 match peers.get(&sender).map(|to| to.try_send(message.clone())) {
                     Some(Err(mpsc::error::TrySendError::Full(_))) => {
-                        refuse(connection, &message, "too many calls of this client wait already").await;
+                        let why = "too many calls of this client wait already";
+                        refuse(connection, &message, ErrorKind::LimitExceeded, why).await;
                     }
-                    // It was not let in.
+                    // It was not let in, or its peer has ended.
                     Some(Err(mpsc::error::TrySendError::Closed(_))) => {
-                        refuse(connection, &message, "this instance does not serve you").await;
+                        refuse(connection, &message, ErrorKind::NotAuthorized, NOT_SERVED).await;
                     }
                     Some(Ok(())) | None => {}
                 }
@@ -161,9 +173,18 @@ async fn route(bus: Bus, connection: &Connection, mut messages: MessageStream, s
     }
 }
 
-async fn refuse(connection: &Connection, message: &Message, why: &str) {
+/// The most bytes that a call may have: a launch has a command and an environment, each byte of which can take eight.
+fn most_bytes(message: &Message) -> usize {
     let header = message.header();
-    let Ok(name) = ErrorName::try_from("org.guardian.Guardian1.Error.LimitExceeded") else { return };
+    match header.member().map(|m| m.as_str()) {
+        Some("StartRun" | "AttachRun" | "ReserveRun") => 20 << 20,
+        _ => 64 << 10,
+    }
+}
+
+async fn refuse(connection: &Connection, message: &Message, kind: ErrorKind, why: &str) {
+    let header = message.header();
+    let Ok(name) = ErrorName::try_from(format!("{ERROR_PREFIX}{}", kind.as_str())) else { return };
     if let Ok(error) = Message::error(&header, name).build(&why) {
         let _ = connection.send(&error).await;
     }
@@ -174,15 +195,21 @@ async fn serve(
     bus: Bus,
     connection: Connection,
     name: String,
-    incoming: mpsc::Receiver<Message>,
+    mut incoming: mpsc::Receiver<Message>,
     services: Arc<Services>,
     guid: OwnedGuid,
 ) {
-    let Some(caller) = who(&connection, &name).await else { return };
     let own = services.about.uid;
-    if bus == Bus::Session && caller.uid != own && caller.uid != 0 {
-        return tracing::warn!("uid {} is not served: this instance is for uid {own} and root", caller.uid);
-    }
+    let caller = who(&connection, &name).await;
+    let Some(caller) = caller.filter(|c| bus == Bus::System || c.uid == own || c.uid == 0) else {
+        tracing::warn!("a client on the {bus} bus is not served: nobody knows who it is, or it is another user");
+        // What came meanwhile is answered too: nobody waits for a peer that there is not.
+        incoming.close();
+        while let Some(message) = incoming.recv().await {
+            refuse(&connection, &message, ErrorKind::NotAuthorized, NOT_SERVED).await;
+        }
+        return;
+    };
     let authority = (bus == Bus::System).then(|| Authority::new(connection.clone(), name.clone()));
     let peer = Peer { caller, authority, address: Some(name) };
     let build = |look| {
@@ -212,7 +239,8 @@ async fn who(connection: &Connection, name: &str) -> Option<Caller> {
                 let opened = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
                 let opened = opened.map(|p| rustix::process::pidfd_open(p, rustix::process::PidfdFlags::empty()));
                 let there = driver.name_has_owner(BusName::from(unique)).await?;
-                opened.and_then(Result::ok).filter(|_| there)
+                // A client can outlive the process that connected: then the number may be somebody else's by now.
+                opened.and_then(Result::ok).filter(|_| there && uid.is_some_and(|uid| is_of(pid, uid)))
             }
             (None, None) => None,
         };
@@ -223,6 +251,13 @@ async fn who(connection: &Connection, name: &str) -> Option<Caller> {
     // A directory server may take its time.
     let user = tokio::task::spawn_blocking(move || server::user_name(uid)).await.ok()?;
     Some(Caller { uid, user, pidfd: pidfd.map(Arc::new) })
+}
+
+/// Whether a process has this uid, as its real or its effective one.
+fn is_of(pid: u32, uid: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let uids = status.lines().find_map(|l| l.strip_prefix("Uid:")).unwrap_or_default();
+    uids.split_whitespace().take(2).any(|u| u.parse() == Ok(uid))
 }
 
 #[derive(Debug)]

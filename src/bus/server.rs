@@ -16,7 +16,7 @@ use zbus::names::{BusName, InterfaceName};
 use zbus::object_server::SignalEmitter;
 use zbus::{Guid, Message, ObjectServer, OwnedGuid, Variant};
 
-use super::access::Request;
+use super::access::{self, Request};
 use super::driver::{DRIVER_PATH, Driver, Listening};
 use super::manager::Manager;
 use super::object_manager::{ObjectManager, Told};
@@ -265,10 +265,25 @@ impl Objects {
     /// Makes the object that a call is for, if it is a run's that the peer may see.
     async fn look(&self, message: &Message) {
         let header = message.header();
+        // Who looks through the tree finds the live runs that it may see, as far as objects are kept.
+        if header.path().is_some_and(|p| p.as_str() == RUN_PATH)
+            && header.member().is_some_and(|m| m.as_str() == "Introspect")
+        {
+            let live = self.services.published.live().into_iter().map(|l| l.view);
+            let seen = live.filter(|v| access::may_see(&self.peer.caller, v)).map(|v| v.spec.id);
+            for id in seen.take(OBJECTS_MAX) {
+                self.make(id).await;
+            }
+            return;
+        }
         let Some(id) = header.path().and_then(|p| p.strip_prefix(RUN_PATH)?.strip_prefix('/')?.parse::<RunId>().ok())
         else {
             return;
         };
+        self.make(id).await;
+    }
+
+    async fn make(&self, id: RunId) {
         if self.known(id) {
             return;
         }

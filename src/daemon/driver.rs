@@ -460,10 +460,13 @@ impl<K: Kernel, R: Recorder> Driver<K, R> {
         match self.kernel.populated(container) {
             // A container can be removed only when it is empty.
             Ok(false) | Err(KernelError::Gone { .. }) => {
-                if self.kernel.was_stopped(container) {
+                let stopped = self.kernel.was_stopped(container);
+                if stopped == Some(true) {
                     self.queue.push_back(Event::StoppedOutside(run));
                 }
-                self.queue.push_back(Event::Populated { run, populated: false });
+                if stopped.is_some() {
+                    self.queue.push_back(Event::Populated { run, populated: false });
+                }
             }
             Ok(true) => self.queue.push_back(Event::Populated { run, populated: true }),
             // Not readable is not empty. What waits for this has a deadline that looks again.

@@ -163,7 +163,9 @@ impl Instance {
         let opened = Store::open(state_dir)?;
         let readers = Arc::new(Readers::new(opened.store.reader()?, opened.store.reader()?));
         let key = state_dir::key(state_dir)?;
-        let backend = options.backend.or(config.instance.backend);
+        // What guards everybody's runs has to start processes as everybody, which is for PID 1 to do.
+        let usual = (options.kind == InstanceKind::System).then_some(Containment::Systemd);
+        let backend = options.backend.or(config.instance.backend).or(usual);
         let host = HostOptions {
             kind: options.kind,
             backend,

@@ -36,7 +36,8 @@ pub struct Journal {
 pub fn init_logging(stderr: bool) {
     let journal = tracing_journald::layer().ok();
     let journal = journal.map(|l| l.with_field_prefix(None).with_syslog_identifier("guardiand".to_owned()));
-    let stderr = stderr.then(|| {
+    // Under systemd that is the journal as well.
+    let stderr = (stderr && std::env::var_os("JOURNAL_STREAM").is_none()).then(|| {
         tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false).without_time().with_ansi(false)
     });
     let level = tracing_subscriber::filter::LevelFilter::INFO;

@@ -199,8 +199,9 @@ pub trait Kernel {
 
     /// Whether any process is in it: in the cgroup or below it, below the shim, or left of a run whose shim was killed.
     fn populated(&mut self, container: &Self::Container) -> Result<bool, KernelError>;
-    /// Whether somebody else had what contains the run stop it, before we did anything to it. Known once it is empty.
-    fn was_stopped(&mut self, container: &Self::Container) -> bool;
+    /// Whether somebody else had what contains the run stop it, before we did anything to it: asked once it is empty. None if
+    /// that is not known yet: [`Notice::Told`] says when.
+    fn was_stopped(&mut self, container: &Self::Container) -> Option<bool>;
     /// Whether it still holds the run together. False once its shim was killed: see `Event::ContainmentLost`.
     fn is_intact(&mut self, container: &Self::Container) -> bool;
     /// Sends SIGTERM, then SIGCONT, to every process in it, each through a pidfd and after checking that it is there;

@@ -45,14 +45,29 @@ fn join(to: &Path, rest: &Path) -> Option<PathBuf> {
 
 /// Finds the mount of cgroup2 to use: a writable one if there is any, and of these the one that shows most.
 pub fn find() -> Result<Cgroup2Mount, KernelError> {
+    best(read()?).ok_or_else(not_mounted)
+}
+
+fn read() -> Result<Vec<Cgroup2Mount>, KernelError> {
     const PATH: &str = "/proc/self/mountinfo";
     let text = std::fs::read(PATH).map_err(|source| KernelError::Io { op: "read", what: PATH.to_owned(), source })?;
-    best(parse(&text)).ok_or_else(|| KernelError::NotDelegated {
+    Ok(parse(&text))
+}
+
+fn not_mounted() -> KernelError {
+    KernelError::NotDelegated {
         path: PathBuf::from("/sys/fs/cgroup"),
         why: "cgroup2 is not mounted: `mount -t cgroup2 none /sys/fs/cgroup/unified` mounts it beside cgroup v1, and \
               the kernel's command line option systemd.unified_cgroup_hierarchy=1 makes systemd do without v1"
             .to_owned(),
-    })
+    }
+}
+
+/// Finds the mount of cgroup2 that shows most, writable or not. A hardened service sees the whole tree read-only, and the part
+/// that is its own writable, in a mount on top of it.
+pub fn find_whole() -> Result<Cgroup2Mount, KernelError> {
+    let all = read()?;
+    all.into_iter().min_by_key(|m| (m.root.components().count(), m.read_only)).ok_or_else(not_mounted)
 }
 
 fn best(mounts: Vec<Cgroup2Mount>) -> Option<Cgroup2Mount> {

@@ -260,8 +260,8 @@ impl Kernel for SimKernel {
         })))
     }
 
-    fn was_stopped(&mut self, _: &SimCgroup) -> bool {
-        false
+    fn was_stopped(&mut self, _: &SimCgroup) -> Option<bool> {
+        Some(false)
     }
 
     fn open_process(&mut self, id: ProcessId) -> Result<u32, KernelError> {

@@ -30,6 +30,11 @@ impl Taken {
         }
     }
 
+    /// Whether it is the host's systemd manager.
+    pub(super) fn is_of_host(&self, kind: InstanceKind) -> bool {
+        kind == InstanceKind::System && matches!(self, Taken::Systemd(_))
+    }
+
     /// Its name.
     pub(super) fn containment(&self) -> Containment {
         match self {

@@ -38,9 +38,15 @@ pub struct HostCgroup {
     cpu: Counter,
     memory: Counter,
     watch: RefCell<Option<Registration>>,
+    oom_watch: RefCell<Option<Registration>>,
+    /// How often the OOM killer struck, as last seen.
+    oom: Cell<u64>,
     /// Bytes that its processes had written before they were the run's.
     before: Cell<u64>,
 }
+
+/// Where the kernel tells of the OOM killer; there with the memory controller.
+const MEMORY_EVENTS: &str = "memory.events";
 
 /// A counter file, kept open from the first reading on.
 #[derive(Debug)]
@@ -80,6 +86,8 @@ impl HostCgroup {
             cpu: Counter::new("cpu.stat"),
             memory: Counter::new("memory.current"),
             watch: RefCell::default(),
+            oom_watch: RefCell::default(),
+            oom: Cell::default(),
             before: Cell::default(),
         })
     }
@@ -105,11 +113,27 @@ impl HostCgroup {
     pub(super) fn watch(&self, run: RunId, poller: &Poller) -> Result<(), KernelError> {
         let events = Arc::new(self.dir.open_file("cgroup.events")?);
         self.watch.replace(Some(poller.watch_cgroup(run, events)?));
+        // Whoever made the cgroup may remove it as soon as it is empty, and what the OOM killer did with it.
+        if let Ok(events) = self.dir.open_file(MEMORY_EVENTS) {
+            self.oom_watch.replace(Some(poller.watch_cgroup(run, Arc::new(events))?));
+        }
         Ok(())
+    }
+
+    /// Keeps the number of times that the OOM killer struck.
+    fn note_oom(&self) {
+        let text = match &*self.oom_watch.borrow() {
+            Some(watch) => self.dir.read_kept(watch.fd(), MEMORY_EVENTS),
+            None => self.dir.read(MEMORY_EVENTS),
+        };
+        if let Some(kills) = text.ok().and_then(|text| parse_key(&text, "oom_kill")) {
+            self.oom.set(kills.max(self.oom.get()));
+        }
     }
 
     pub(super) fn populated(&self) -> Result<bool, KernelError> {
         const FILE: &str = "cgroup.events";
+        self.note_oom();
         let text = match &*self.watch.borrow() {
             Some(watch) => self.dir.read_kept(watch.fd(), FILE)?,
             None => self.dir.read(FILE)?,
@@ -175,7 +199,8 @@ impl HostCgroup {
     }
 
     pub(super) fn oom_kills(&self) -> u64 {
-        self.dir.parsed("memory.events", |t| parse_key(t, "oom_kill")).unwrap_or(0)
+        self.note_oom();
+        self.oom.get()
     }
 
     pub(super) fn remove(&self) -> Result<(), KernelError> {

@@ -66,7 +66,18 @@ impl Kernel for Host {
     fn reopen(&mut self, run: RunId, known: Option<&ContainerId>) -> Result<HostContainer, KernelError> {
         match known {
             Some(ContainerId::Cgroup(known)) => {
-                let dir = CgroupDir::open(&known.path)?;
+                let dir = match CgroupDir::open(&known.path) {
+                    // systemd removes the cgroup of a service that has ended, and keeps how it ended.
+                    Err(e) if e.is_gone() && self.manager().is_some() => {
+                        let unit = known.path.file_name().and_then(|name| systemd::run_of(name.to_str()?));
+                        if unit != Some((run, systemd::UnitKind::Service)) {
+                            return Err(e);
+                        }
+                        let unit = HostUnit::ended(run, ContainerId::Cgroup(known.clone()));
+                        return Ok(HostContainer::Unit(Box::new(unit)));
+                    }
+                    dir => dir?,
+                };
                 self.owner.prove(run, &dir, Some(known.inode))?;
                 self.holding(run, dir)
             }
@@ -89,6 +100,11 @@ impl Kernel for Host {
     }
 
     fn identity(&self, container: &HostContainer) -> Option<ContainerId> {
+        if let HostContainer::Unit(unit) = container
+            && let Some(was) = unit.was()
+        {
+            return Some(was.clone());
+        }
         container.holder().map(|holder| match holder {
             Holder::Cgroup(cgroup) => cgroup.identity(),
             Holder::Subtree(subtree) => subtree.identity(),
@@ -201,15 +217,15 @@ impl Kernel for Host {
     fn populated(&mut self, container: &HostContainer) -> Result<bool, KernelError> {
         match container {
             HostContainer::Cgroup(cgroup) => cgroup.populated(),
-            HostContainer::Unit(unit) => unit.populated(self.manager(), &self.ready),
+            HostContainer::Unit(unit) => unit.populated(),
             HostContainer::Subtree(subtree) => self.around(|around| subtree.populated(around)),
         }
     }
 
-    fn was_stopped(&mut self, container: &HostContainer) -> bool {
-        match container {
-            HostContainer::Unit(unit) => self.manager().is_some_and(|manager| unit.was_stopped(manager)),
-            HostContainer::Cgroup(_) | HostContainer::Subtree(_) => false,
+    fn was_stopped(&mut self, container: &HostContainer) -> Option<bool> {
+        match (container, self.manager()) {
+            (HostContainer::Unit(unit), Some(manager)) => unit.was_stopped(manager, &self.ready),
+            _ => Some(false),
         }
     }
 

@@ -176,7 +176,8 @@ impl Host {
         let owner = Owner::new(&options.key, &boot_id, options.use_user_xattrs);
         let (poller, waker) = Poller::new()?;
         let (backend, considered) = backend::choose(&options, &owner, &waker)?;
-        let mount = options.mount.or_else(|| mount::find().ok());
+        let find = if backend.is_of_host(options.kind) { mount::find_whole } else { mount::find };
+        let mount = options.mount.or_else(|| find().ok());
         let shims = Shims::new(options.shims, owner.clone(), process::pid_namespace()?);
         if let Some(run) = shims.run_around(std::process::id())? {
             // It would be ended with the run, and could never see it end.
@@ -317,10 +318,10 @@ impl Host {
     }
 
     /// The cgroup below which the runs' are; none where a shim contains each.
-    pub fn control_group(&self) -> Option<&Path> {
+    pub fn control_group(&self) -> Option<PathBuf> {
         match &self.backend {
             Taken::Systemd(manager) => Some(manager.cgroup()),
-            Taken::Cgroupfs(tree) => Some(tree.path()),
+            Taken::Cgroupfs(tree) => Some(tree.path().to_owned()),
             Taken::Subtree => None,
         }
     }

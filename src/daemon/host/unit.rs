@@ -11,7 +11,7 @@ use crate::kernel::{Exec, KernelError, process};
 use crate::launch::gate::Gate;
 use crate::launch::systemd::{Manager, ScopeRequest, ServiceWanted, Started, Told, UnitKind};
 use crate::launch::wrapper;
-use crate::model::{ExitStatus, RunId, RunSpec};
+use crate::model::{ContainerId, ExitStatus, RunId, RunSpec};
 
 /// How often an empty scope is found still there before systemd is asked to give it up. It does so by itself within
 /// milliseconds, unless it missed the moment.
@@ -42,6 +42,8 @@ pub struct HostUnit {
     /// The gate of a service, until its process is there.
     gate: Option<Gate>,
     cgroup: Option<HostCgroup>,
+    /// The cgroup that it had, if systemd has removed it: a service that ended while no instance was there.
+    was: Option<ContainerId>,
     /// Something was done to its processes by us: nobody else has to be suspected.
     acted: Cell<bool>,
     asked: Cell<bool>,
@@ -67,12 +69,23 @@ impl HostUnit {
             started: Arc::default(),
             gate: None,
             cgroup,
+            was: None,
             acted: Cell::default(),
             asked: Cell::default(),
             told: Arc::default(),
             status: RefCell::default(),
             found_empty: Cell::default(),
         }
+    }
+
+    /// A service of an earlier instance that has ended. systemd keeps how.
+    pub(super) fn ended(run: RunId, was: ContainerId) -> Self {
+        Self { was: Some(was), ..Self::of(run, UnitKind::Service, None) }
+    }
+
+    /// What its cgroup is known by, if that is not there any more.
+    pub(super) fn was(&self) -> Option<&ContainerId> {
+        self.was.as_ref()
     }
 
     /// Its cgroup, once it has one.
@@ -148,7 +161,7 @@ impl HostUnit {
         process: &mut Option<HostProcess>,
         mount: &Cgroup2Mount,
     ) -> Result<Vec<String>, KernelError> {
-        let Started { cgroup, main, notices } = take(&self.started).ok_or_else(|| self.gone())??;
+        let Started { cgroup, main, notices, .. } = take(&self.started).ok_or_else(|| self.gone())??;
         if let Some(main) = main {
             *process = Some(HostProcess::started_elsewhere(main.pidfd, main.id, self.gate.take()));
         }
@@ -171,18 +184,9 @@ impl HostUnit {
         self.acted.set(true);
     }
 
-    /// Whether a process is in it. What became empty without us is asked about first: whether somebody had systemd stop it
-    /// is known once systemd has answered, as its messages keep their order.
-    pub(super) fn populated(&self, manager: Option<&Manager>, ready: &Ready) -> Result<bool, KernelError> {
-        let Some(cgroup) = &self.cgroup else { return Ok(false) };
-        let populated = match cgroup.populated() {
-            Err(e) if e.is_gone() => false,
-            populated => populated?,
-        };
-        match manager {
-            Some(manager) if !populated && !self.acted.get() => Ok(!self.is_told(manager, ready)),
-            _ => Ok(populated),
-        }
+    /// Whether a process is in it.
+    pub(super) fn populated(&self) -> Result<bool, KernelError> {
+        self.cgroup.as_ref().map_or(Ok(false), HostCgroup::populated)
     }
 
     /// Asks systemd, once; true when it has answered.
@@ -207,9 +211,13 @@ impl HostUnit {
         }
     }
 
-    /// Whether systemd was asked by somebody else to stop it.
-    pub(super) fn was_stopped(&self, manager: &Manager) -> bool {
-        !self.acted.get() && manager.was_stopped(self.run)
+    /// Whether somebody else had systemd stop it. What became empty without us is asked about: that is known once systemd has
+    /// answered, as its messages keep their order. None until then; [`Notice::Told`](crate::kernel::Notice) follows.
+    pub(super) fn was_stopped(&self, manager: &Manager, ready: &Ready) -> Option<bool> {
+        if self.acted.get() {
+            return Some(false);
+        }
+        self.is_told(manager, ready).then(|| manager.was_stopped(self.run))
     }
 
     /// How the main process ended, if systemd keeps it and has told so. It is asked if it has not been, and once more if it
@@ -229,15 +237,28 @@ impl HostUnit {
         known
     }
 
+    /// A service stays, without a cgroup, until systemd is told that nobody needs what it knows of it.
+    fn give_up(&self, manager: Option<&Manager>) {
+        if let (UnitKind::Service, Some(manager)) = (self.kind, manager) {
+            manager.collect(self.run, self.kind);
+        }
+    }
+
     /// Sees whether systemd has removed it.
     pub(super) fn remove(&self, manager: Option<&Manager>) -> Result<(), KernelError> {
-        let Some(cgroup) = &self.cgroup else { return Ok(()) };
+        let Some(cgroup) = &self.cgroup else {
+            self.give_up(manager);
+            return Ok(());
+        };
         let busy = || Err(KernelError::Busy { what: cgroup.dir().path().display().to_string() });
         if let Some(manager) = manager {
             manager.forget(self.run);
         }
         match cgroup.populated() {
-            Err(e) if e.is_gone() => Ok(()),
+            Err(e) if e.is_gone() => {
+                self.give_up(manager);
+                Ok(())
+            }
             Err(e) => Err(e),
             Ok(true) => busy(),
             Ok(false) => {

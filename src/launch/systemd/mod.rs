@@ -23,7 +23,7 @@ mod names;
 mod scope;
 mod service;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
@@ -136,6 +136,8 @@ impl fmt::Debug for ScopeRequest {
 pub struct Started {
     /// Its cgroup, opened while the process was in it, and marked.
     pub cgroup: CgroupDir,
+    /// The job that started it.
+    job: Option<String>,
     /// The main process of a service.
     pub main: Option<Main>,
     /// What is not in force, in sentences.
@@ -156,6 +158,7 @@ pub struct Main {
 pub struct Manager {
     requests: mpsc::UnboundedSender<Request>,
     place: Place,
+    whole: bool,
     stopped: Stopped,
     stale: Arc<AtomicBool>,
     wake: WakeFn,
@@ -171,8 +174,15 @@ enum Request {
 /// Told, as [`Done`], what systemd knows of a unit: none when it knows no such unit any more, or does not answer.
 pub type Looked = Box<dyn FnOnce(Option<Told>) + Send>;
 
-/// The runs whose units systemd was asked to stop, by whomever.
-type Stopped = Arc<std::sync::Mutex<HashSet<RunId>>>;
+/// The jobs that systemd was given for units of runs, by whomever.
+#[derive(Debug, Default)]
+struct Jobs {
+    seen: HashMap<RunId, HashSet<String>>,
+    /// Those by which we started them.
+    own: HashMap<RunId, String>,
+}
+
+type Stopped = Arc<std::sync::Mutex<Jobs>>;
 
 #[derive(Clone)]
 struct WakeFn(Wake);
@@ -195,7 +205,8 @@ impl Manager {
             false => bus::address(options.address.as_deref(), &options.runtime_dirs, options.uid)?,
         };
         let nowhere = |e: KernelError| Absent::Elsewhere { cgroup: "of the user".to_owned(), why: e.to_string() };
-        let mount = options.mount.map_or_else(mount::find, Ok).map_err(nowhere)?;
+        let find = if whole { mount::find_whole } else { mount::find };
+        let mount = options.mount.map_or_else(find, Ok).map_err(nowhere)?;
         let not_started = |e: io::Error| Absent::NoThread(e.to_string());
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
@@ -235,7 +246,7 @@ impl Manager {
         let place = is_found
             .recv_timeout(bus::CONNECT + SLACK)
             .unwrap_or_else(|_| Err(Absent::NoThread("it does not answer".to_owned())))?;
-        Ok(Self { requests, place, stopped, stale, wake })
+        Ok(Self { requests, place, whole, stopped, stale, wake })
     }
 
     /// The major version of systemd; 0 if it is not known.
@@ -243,9 +254,9 @@ impl Manager {
         self.place.version
     }
 
-    /// The directory of the manager's cgroup.
-    pub fn cgroup(&self) -> &Path {
-        &self.place.dir
+    /// The directory of the cgroup that is ours to use: the manager's or, of the host's, the slice.
+    pub fn cgroup(&self) -> PathBuf {
+        if self.whole { self.place.dir.join("guardian.slice") } else { self.place.dir.clone() }
     }
 
     /// Asks for a scope, in 5 s at most, or 7 if the bus has to be connected to anew. Returns at once.
@@ -284,7 +295,9 @@ impl Manager {
 
     /// Whether systemd was asked to stop the unit of a run, by somebody else while it was live.
     pub fn was_stopped(&self, run: RunId) -> bool {
-        self.stopped.lock().unwrap_or_else(PoisonError::into_inner).contains(&run)
+        let jobs = self.stopped.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = jobs.own.get(&run);
+        jobs.seen.get(&run).is_some_and(|seen| seen.iter().any(|job| Some(job) != own))
     }
 
     /// Whether the cgroups of new runs cannot be changed from here any more: `guardian.slice` was stopped and made anew, and
@@ -295,7 +308,13 @@ impl Manager {
 
     /// Forgets that of a run that is over.
     pub fn forget(&self, run: RunId) {
-        self.stopped.lock().unwrap_or_else(PoisonError::into_inner).remove(&run);
+        // Stopped with all that was in it: what comes in its place is another.
+        if self.whole && !self.cgroup().exists() {
+            self.stale.store(true, Ordering::Relaxed);
+        }
+        let mut jobs = self.stopped.lock().unwrap_or_else(PoisonError::into_inner);
+        jobs.seen.remove(&run);
+        jobs.own.remove(&run);
     }
 
     /// The units of runs, of whichever instance, with their directories. Read from the cgroups alone.
@@ -304,8 +323,8 @@ impl Manager {
     }
 }
 
-/// Keeps in mind which units of runs systemd is asked to stop: each gets a job before anything is done to it. A stream that
-/// is not read would hold up the connection.
+/// Keeps in mind the jobs for units of runs: what systemd is asked to stop gets one before anything is done to it. A stream
+/// that is not read would hold up the connection.
 async fn watch_stops(connection: &Connection, stopped: Stopped) {
     let rule = MatchRule::builder()
         .msg_type(zbus::message::Type::Signal)
@@ -315,20 +334,15 @@ async fn watch_stops(connection: &Connection, stopped: Stopped) {
         .member("JobNew")
         .build();
     let Ok(rule) = rule else { return };
-    let Ok(mut jobs) = MessageStream::for_match_rule(rule, connection, None).await else { return };
+    let Ok(mut stream) = MessageStream::for_match_rule(rule, connection, None).await else { return };
     let _: zbus::Result<()> = bus::call(connection, bus::THE_MANAGER, "Subscribe", &()).await;
-    let connection = connection.clone();
     tokio::spawn(async move {
-        while let Some(Ok(job)) = poll_fn(|cx| Pin::new(&mut jobs).poll_next(cx)).await {
+        while let Some(Ok(job)) = poll_fn(|cx| Pin::new(&mut stream).poll_next(cx)).await {
             let body = job.body();
             let Ok((_, path, unit)) = body.deserialize::<(u32, ObjectPath<'_>, &str)>() else { continue };
             let Some((run, _)) = names::run_of(unit) else { continue };
-            let at = bus::Object { name: bus::SYSTEMD, path: path.as_str(), interface: "org.freedesktop.systemd1.Job" };
-            // A job that is gone already was a quick one: to start is never so, as its process has to be executed.
-            let is_start = matches!(bus::property(&connection, at, "JobType").await.as_deref(), Ok("start"));
-            if !is_start {
-                stopped.lock().unwrap_or_else(PoisonError::into_inner).insert(run);
-            }
+            let mut jobs = stopped.lock().unwrap_or_else(PoisonError::into_inner);
+            jobs.seen.entry(run).or_default().insert(path.as_str().to_owned());
         }
     });
 }
@@ -422,6 +436,9 @@ impl Link {
         wake: &Wake,
     ) {
         let started = started.and_then(|started| self.can_be_killed(started));
+        if let Ok(Started { job: Some(job), .. }) = &started {
+            self.stopped.lock().unwrap_or_else(PoisonError::into_inner).own.insert(run, job.clone());
+        }
         // Of the same name as another's, it is that other's.
         let is_left = matches!(&started, Err(e) if !matches!(e, KernelError::Busy { .. }));
         done(started);

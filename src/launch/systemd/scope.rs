@@ -124,7 +124,7 @@ pub(super) async fn start(bus: &Connection, wanted: &Wanted, around: Surrounding
                 Ok(cgroup) if job.is_none() && cgroup.is_empty() && !has_ended(wanted.pid) => {}
                 told => {
                     let cgroup = told.map_err(|e| from_bus(&unit, &e))?;
-                    return prove(Path::new(&cgroup), wanted.pid, around.mount);
+                    return Ok((prove(Path::new(&cgroup), wanted.pid, around.mount)?, job));
                 }
             }
             tokio::time::sleep(AWAY).await;
@@ -132,10 +132,10 @@ pub(super) async fn start(bus: &Connection, wanted: &Wanted, around: Surrounding
     };
     let started = in_time(&unit, &step, steps);
     // A process that has ended is what matters, whatever else went wrong because of it.
-    let cgroup = started.await.map_err(|e| if has_ended(wanted.pid) { gone(wanted.pid) } else { e })?;
+    let (cgroup, job) = started.await.map_err(|e| if has_ended(wanted.pid) { gone(wanted.pid) } else { e })?;
     around.owner.mark(wanted.run, &cgroup);
     let notices = limits::unmet(&cgroup, &wanted.resources, |controller| unavailable(&cgroup, controller));
-    Ok(Started { cgroup, main: None, notices })
+    Ok(Started { cgroup, job: job.map(|j| j.as_str().to_owned()), main: None, notices })
 }
 
 /// What a start is waiting for.

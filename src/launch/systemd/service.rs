@@ -101,7 +101,7 @@ pub(super) async fn start(
     let unit = names::unit(wanted.run, UnitKind::Service);
     let step = Step::default();
     let steps = async {
-        scope::start_unit(bus, &unit, wanted.properties(around.version, whole), &step).await?;
+        let job = scope::start_unit(bus, &unit, wanted.properties(around.version, whole), &step).await?;
         loop {
             match look(bus, &unit).await {
                 Err(e) if scope::is_away(&e) => {}
@@ -109,13 +109,13 @@ pub(super) async fn start(
                     let told = told.map_err(|e| scope::from_bus(&unit, &e))?;
                     let main = open(told.main_pid)?;
                     let cgroup = scope::prove(Path::new(&told.cgroup), told.main_pid, around.mount)?;
-                    return Ok((cgroup, main));
+                    return Ok((cgroup, main, job));
                 }
             }
             tokio::time::sleep(scope::AWAY).await;
         }
     };
-    let (cgroup, main) = scope::in_time(&unit, &step, steps).await?;
+    let (cgroup, main, job) = scope::in_time(&unit, &step, steps).await?;
     around.owner.mark(wanted.run, &cgroup);
     let mut notices = limits::unmet(&cgroup, &wanted.resources, |controller| scope::unavailable(&cgroup, controller));
     if wanted.sandbox == Sandbox::Strict && !whole {
@@ -125,7 +125,7 @@ pub(super) async fn start(
                 .to_owned(),
         );
     }
-    Ok(Started { cgroup, main: Some(main), notices })
+    Ok(Started { cgroup, job: job.map(|j| j.as_str().to_owned()), main: Some(main), notices })
 }
 
 /// What systemd knows of a service.

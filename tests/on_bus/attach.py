@@ -1,0 +1,28 @@
+"""A client as a Debian user would write it: python3-dbus, a gated child, AttachRun. It prints the run's id, opens the
+gate, and lives until it is killed or its standard input is closed."""
+import os
+import sys
+
+import dbus
+
+bus = dbus.SessionBus() if "--session" in sys.argv else dbus.SystemBus()
+gate, opener = os.pipe()
+child = os.fork()
+if child == 0:
+    os.close(opener)
+    os.setsid()
+    if not os.read(gate, 1):
+        os._exit(125)
+    os.execvp("sleep", ["sleep", "1000"])
+os.close(gate)
+guardian = bus.get_object("org.guardian.Guardian1", "/org/guardian/Guardian1")
+manager = dbus.Interface(guardian, "org.guardian.Guardian1.Manager")
+options = {"Command": dbus.Array(["sleep", "1000"], "s"), "WorkingDirectory": "/", "Readiness": "exec"}
+try:
+    run, path = manager.AttachRun(dbus.Dictionary(options, "sv"), dbus.types.UnixFd(os.pidfd_open(child)))
+except dbus.DBusException as e:
+    print(e.get_dbus_name(), e.get_dbus_message(), flush=True)
+    sys.exit(1)
+os.write(opener, b"x")
+print(run, flush=True)
+sys.stdin.read()

@@ -1,0 +1,136 @@
+"""guardiand killed, restarted and stopped, the bus restarted, systemd executed anew: every run ends accounted for."""
+
+import os
+import random
+import signal
+import sys
+import time
+import unittest
+
+sys.path.insert(0, "/root/inside/lib")
+from guard import *  # noqa: E402, F403
+
+
+def serves():
+    return guardian("--system", "ps").status == 0
+
+
+class Recovery(unittest.TestCase):
+    def tearDown(self):
+        until("guardiand serves", serves, 60)
+
+    def test_fifty_times_sigkill_in_the_middle_of_a_hundred_runs_and_kills(self):
+        must("systemctl", "reset-failed", "guardiand")
+        ids, kills, deaths = [], 0, 0
+        begun = time.monotonic()
+        while (deaths < 50 or len(ids) < 100) and time.monotonic() - begun < 400:
+            if len(ids) < 100:
+                user = random.choice(["root", "alice"])
+                script = random.choice(["sleep 1000", "setsid sleep 1000 & sleep 1000", "trap '' TERM; while :; do sleep 1; done", "exit 3"])
+                done = guardian("run", "--detach", "--grace", "1s", "--init-timeout", "off", "--", "sh", "-c", script, user=user)
+                ids += [done.out.strip()] if done.status == 0 else []
+            if ids and random.random() < 0.5:
+                kills += guardian("kill", "--force", random.choice(ids)).status == 0
+            if deaths < 50:
+                try:
+                    pid = main_pid()
+                    if pid:
+                        os.kill(pid, signal.SIGKILL)
+                        deaths += 1
+                except ProcessLookupError:
+                    pass
+                must("systemctl", "reset-failed", "guardiand")
+        print(f"{len(ids)} runs, {kills} kills, guardiand killed {deaths} times", file=sys.stderr)
+        until("guardiand serves", serves, 60)
+        live = [r["run_id"] for r in runs("root")]
+        if live:
+            self.assertEqual(guardian("kill", "--force", *live, timeout=300).status, 0)
+        known = {r["run_id"]: r for r in json.loads(must("guardian", "--json", "history", "-n", "10000"))}
+        for run_id in ids:
+            self.assertIn(run_id, known, "a run that was acknowledged is not on record")
+            self.assertIsNotNone(known[run_id]["outcome"])
+            self.assertFalse(marked(run_id))
+        until("no unit is left", lambda: not units(), 60)
+        self.assertEqual(guardian("audit", "verify").status, 0)
+        self.assertEqual(deaths, 50)
+
+    def test_statuses_of_services_that_ended_meanwhile_are_known(self):
+        wanted = {detach("--", "sh", "-c", f"sleep 2; exit {n}", user="alice"): n for n in [0, 1, 42]}
+        term = detach("--", "sh", "-c", "sleep 2; kill -USR1 $$", user="alice")
+        must("systemctl", "stop", "guardiand")
+        time.sleep(4)
+        must("systemctl", "start", "guardiand")
+        for run_id, status in {**wanted, term: 128 + signal.SIGUSR1}.items():
+            self.assertEqual(guardian("wait", run_id, user="alice").status, status)
+            nothing_left(run_id)
+
+    def test_deadlines_and_graces_go_on_where_they_were(self):
+        limited = detach("--max-runtime", "8s", "--", "sleep", "1000", user="alice")
+        killed = detach("--grace", "6s", "--", "sh", "-c", "trap '' TERM; echo up; while :; do sleep 1; done", user="alice")
+        until("it ignores SIGTERM", lambda: show(killed)["phase"] == "running")
+        begun = time.monotonic()
+        killing = start("guardian", "kill", killed)
+        until("it is being stopped", lambda: show(killed)["phase"] == "stopping")
+        must("systemctl", "kill", "-s", "KILL", "guardiand")
+        until("guardiand serves", serves)
+        self.assertEqual(guardian("wait", killed).status, 137)
+        took = time.monotonic() - begun
+        self.assertTrue(5.5 < took < 12, took)
+        killing.kill()
+        killing.communicate()
+        self.assertEqual(guardian("wait", limited).status, 124)
+        self.assertEqual(show(limited)["receipt"]["survivors"], 0)
+
+    def test_foreground_runs_outlive_guardiand(self):
+        job = start("guardian", "run", "--", "sh", "-c", "sleep 6; exit 5", user="alice")
+        until("it is live", lambda: [r for r in runs("alice") if r["phase"] != "starting"])
+        must("systemctl", "restart", "guardiand")
+        self.assertEqual(job.wait(60), 5, job.stderr.read())
+
+    def test_the_bus_and_systemd_may_start_anew(self):
+        run_id = detach("--", "sleep", "1000", user="alice")
+        must("systemctl", "daemon-reexec")
+        must("systemctl", "daemon-reload")
+        self.assertEqual(len(runs("alice")), 1)
+        pid = main_pid()
+        must("systemctl", "restart", "dbus.service")
+        until("guardiand is on the new bus", serves, 60)
+        self.assertEqual(main_pid(), pid, "guardiand has to outlive the bus")
+        self.assertEqual([r["run_id"] for r in runs("alice")], [run_id])
+        other = detach("--", "sleep", "1000", user="alice")
+        self.assertEqual(guardian("kill", run_id, other, user="alice").status, 0)
+
+    def test_a_stop_from_outside_is_told_as_such(self):
+        service = detach("--", "sleep", "1000", user="alice")
+        must("systemctl", "stop", f"guardian-{service}.service")
+        self.assertEqual(guardian("wait", service, user="alice").status, 137)
+        job = start("guardian", "run", "--", "sleep", "1000", user="alice")
+        scope = until("it is live", lambda: runs("alice"))[0]["run_id"]
+        until("its scope is there", lambda: units(scope))
+        must("systemctl", "stop", f"guardian-{scope}.scope")
+        self.assertEqual(job.wait(30), 137)
+        for run_id in [service, scope]:
+            view = show(run_id)
+            self.assertEqual(view["outcome"]["reason"], "stopped_outside")
+            self.assertIsNone(view["receipt"])
+        run_id = detach("--", "sleep", "1000", user="alice")
+        must("systemctl", "stop", "guardian.slice")
+        self.assertEqual(until("it is over", lambda: show(run_id)["outcome"])["reason"], "stopped_outside")
+        until("guardiand serves with the new slice", lambda: guardian("--system", "run", "--", "true").status == 0, 60)
+
+    def test_a_broken_configuration_is_refused_whole(self):
+        path = "/etc/guardian/config.toml"
+        before = open(path).read() if os.path.exists(path) else ""
+        self.addCleanup(lambda: open(path, "w").write(before))
+        with open(path, "w") as file:
+            file.write('[defaults]\nmax_runtime = "1s"\ngrace = "soon"\n')
+        run("systemctl", "reload", "guardiand")
+        checked = guardian("--system", "config", "check")
+        self.assertEqual(checked.status, 2)
+        self.assertIn("grace", checked.err)
+        run_id = detach("--", "sleep", "3", user="alice")
+        self.assertEqual(guardian("wait", run_id).status, 0, "half of a broken configuration is in force")
+
+
+if __name__ == "__main__":
+    unittest.main()

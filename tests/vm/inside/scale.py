@@ -1,0 +1,77 @@
+"""Many runs at once, what a launch costs, and processes that nobody can kill."""
+# limit: 600
+
+import statistics
+import subprocess
+import sys
+import time
+import unittest
+
+sys.path.insert(0, "/root/inside/lib")
+from guard import *  # noqa: E402, F403
+
+
+class Scale(unittest.TestCase):
+    def test_five_hundred_runs_at_once(self):
+        begun = time.monotonic()
+        ids = []
+        for n in range(500):
+            ids.append(detach("--init-timeout", "off", "--", "sleep", "10000", user=["alice", "bob"][n % 2]))
+        launched = time.monotonic() - begun
+        self.assertEqual({r["run_id"] for r in runs()}, set(ids))
+        self.assertEqual(len(runs("alice")), 250)
+        begun = time.monotonic()
+        self.assertEqual(guardian("kill", *ids, timeout=300).status, 0)
+        killed = time.monotonic() - begun
+        print(f"500 runs launched in {launched:.0f} s, killed in {killed:.0f} s", file=sys.stderr)
+        until("no unit is left", lambda: not units(), 120)
+        self.assertEqual(run("pgrep", "-x", "sleep").out.split(), [])
+
+    def test_a_launch_costs_about_what_systemd_run_costs(self):
+        def each(*command, user):
+            took = []
+            for _ in range(15):
+                begun = time.monotonic()
+                must(*command, user=user)
+                took.append(time.monotonic() - begun)
+            return statistics.median(took)
+
+        # Both as root: systemd asks an ordinary user for a password.
+        ours = each("guardian", "run", "--workflow", "x", "true", user="root")
+        theirs = each("systemd-run", "--quiet", "--scope", "true", user="root")
+        ratio = ours / theirs
+        text = f"guardian run {ours * 1000:.0f} ms, systemd-run --scope {theirs * 1000:.0f} ms: {ratio:.2f} times"
+        print(text, file=sys.stderr)
+        save("launch.txt", text + "\n")
+
+    def test_a_process_that_cannot_be_killed_is_told_of_until_it_can(self):
+        disk = "/dev/vdb"
+        if not os.path.exists(disk):
+            self.skipTest("there is no second disk")
+        must("mkfs.ext4", "-q", "-F", disk)
+        os.makedirs("/mnt/stuck", exist_ok=True)
+        must("mount", disk, "/mnt/stuck")
+        self.addCleanup(run, "umount", "/mnt/stuck")
+        must("chmod", "777", "/mnt/stuck")
+        self.assertTrue(os.path.ismount("/mnt/stuck"), "to freeze / would hang the machine")
+        must("fsfreeze", "-f", "/mnt/stuck")
+        try:
+            run_id = detach("--grace", "1s", "--", "sh", "-c", "echo x >/mnt/stuck/file", user="alice")
+            until("it waits for the disk", lambda: " D" in run("ps", "-o", "stat=", "-u", "alice").out or "D" in run("ps", "-o", "stat=", "-u", "alice").out)
+            killing = start("guardian", "kill", run_id)
+            view = until("it is told of as unkillable", lambda: (lambda v: v if v["health"] == "critical" else None)(show(run_id)), 120)
+            self.assertNotEqual(view["phase"], "finished")
+            text = " ".join(reason["text"] for reason in view["reasons"])
+            self.assertRegex(text, r"\b\d+\b")
+            self.assertIn("D", text)
+            self.assertIsNone(view["outcome"])
+            self.assertTrue([e for e in journal(f"GUARDIAN_RUN_ID={run_id}") if e.get("GUARDIAN_EVENT") == "unkillable"])
+        finally:
+            must("fsfreeze", "-u", "/mnt/stuck")
+        until("it is over once the disk goes on", lambda: show(run_id)["phase"] == "finished")
+        killing.communicate(timeout=30)
+        nothing_left(run_id)
+
+
+if __name__ == "__main__":
+    unittest.main()

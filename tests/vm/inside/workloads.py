@@ -1,0 +1,118 @@
+"""Hostile process trees in scopes and in services, as root and as a user: each is ended whole, and none in 200 survives."""
+
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+sys.path.insert(0, "/root/inside/lib")
+from guard import *  # noqa: E402, F403
+
+HOSTILE = "/root/inside/workloads/hostile.py"
+KINDS = [["stubborn", "20"], ["daemons", "6"], ["sleepers", "100"], ["stopped"], ["frozen"], ["subreaper", "4"], ["bomb", "60"]]
+
+
+class Workloads(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        shutil.copy(HOSTILE, "/usr/local/lib/hostile.py")
+
+    def place(self, user):
+        directory = tempfile.mkdtemp(dir="/var/tmp")
+        must("chown", user, directory)
+        self.addCleanup(shutil.rmtree, directory, ignore_errors=True)
+        return directory
+
+    def ended(self, run_id, status, expected=124):
+        self.assertEqual(status, expected)
+        view = show(run_id)
+        self.assertEqual(view["receipt"]["survivors"], 0)
+        self.assertTrue(view["receipt"]["proved"])
+        nothing_left(run_id)
+
+    def test_each_is_ended_whole(self):
+        for user in ["root", "alice"]:
+            for kind in KINDS:
+                with self.subTest(user=user, kind=kind[0], unit="scope"):
+                    place = self.place(user)
+                    options = ["--max-runtime", "5s", "--grace", "1s", "--name", kind[0]]
+                    words = ["/usr/bin/python3", "/usr/local/lib/hostile.py", *kind]
+                    job = start("guardian", "run", *options, "--cwd", place, "--", *words, user=user)
+                    err = job.communicate(timeout=90)[1].decode()
+                    self.ended(err.split("run_")[1][:12].join(["run_", ""]), job.returncode)
+                with self.subTest(user=user, kind=kind[0], unit="service"):
+                    place = self.place(user)
+                    run_id = detach(*options, "--cwd", place, "--", *words, user=user)
+                    self.ended(run_id, guardian("wait", run_id, user=user).status)
+
+    def test_two_hundred_kills_leave_no_survivor(self):
+        script = (
+            "trap '' TERM; for i in 1 2 3; do (setsid sh -c \"trap '' TERM; (setsid sleep 1000 &) ; sleep 1000\" &) ; done;"
+            " sleep 1000"
+        )
+        survivors, killed = 0, 0
+        for batch in range(20):
+            ids = []
+            for n in range(10):
+                user = ["root", "alice", "bob"][n % 3]
+                ids.append(detach("--grace", "0s", "--init-timeout", "off", "--", "sh", "-c", script, user=user))
+            time.sleep(random.random())
+            force = ["--force"] if batch % 2 else []
+            self.assertEqual(guardian("kill", *force, *ids).status, 0)
+            for run_id in ids:
+                killed += 1
+                survivors += len(marked(run_id)) + show(run_id)["receipt"]["survivors"]
+        print(f"{killed} kills, {survivors} survivors", file=sys.stderr)
+        self.assertEqual((killed, survivors), (200, 0))
+        until("no unit is left", lambda: not units(), 60)
+
+    def test_escapes_from_a_service_are_closed_or_flagged(self):
+        """What a run could use to leave its cgroup, tried from a strict run and from one with `sandbox = "off"`."""
+        must("systemctl", "start", "user@1000.service")
+        mark = "/var/tmp/escaped"
+        bus = "XDG_RUNTIME_DIR=/run/user/1000 DBUS_SESSION_BUS_ADDRESS=unix:path=/run/user/1000/bus"
+        outside = "/sys/fs/cgroup/user.slice/user-1000.slice/user@1000.service/escape"
+        tries = {
+            "setsid and a double fork": "(setsid sleep 600 &)",
+            "systemd-run --user --scope": f"{bus} systemd-run --user --scope sleep 600 &",
+            "systemd-run --user (service)": f"{bus} systemd-run --user sleep 600",
+            "systemd-run over the system bus": "systemd-run --uid=1000 sleep 600",
+            "at": "echo sleep 600 | at now",
+            "cron": "echo '* * * * * sleep 600' | crontab -",
+            "another cgroup": f"mkdir {outside} && echo $$ >{outside}/cgroup.procs && (setsid sleep 600 &)",
+            "sudo": "sudo -n true",
+        }
+        table = []
+        for sandbox in ["strict", "off"]:
+            with open("/etc/guardian/config.toml", "w") as file:
+                file.write(f'[workflow.try]\nsandbox = "{sandbox}"\n')
+            must("systemctl", "reload", "guardiand")
+            for name, words in tries.items():
+                run_id = detach("--workflow", "try", "--max-runtime", "4s", "--", "sh", "-c", f"{words}\nsleep 100", user="alice")
+                time.sleep(2)
+                escaped = [
+                    pid for pid in run("pgrep", "-x", "sleep", "-u", "alice").out.split()
+                    if b"600" in open(f"/proc/{pid}/cmdline", "rb").read() and run_id not in cgroup_of(pid)
+                ]
+                jobs = run("atq", user="alice").out.strip() + run("crontab", "-l", user="alice").out.strip()
+                guardian("wait", run_id)
+                after = [pid for pid in escaped if os.path.exists(f"/proc/{pid}")]
+                verdict = "escapes" if after or jobs else "closed"
+                table.append((sandbox, name, verdict))
+                for pid in after:
+                    run("kill", "-9", pid)
+                for line in run("atq", user="alice").out.splitlines():
+                    run("atrm", line.split()[0], user="alice")
+                run("crontab", "-r", user="alice")
+                run("systemctl", "--user", "stop", "run-*", user="alice", env={**os.environ, "XDG_RUNTIME_DIR": "/run/user/1000"})
+        text = "\n".join(f"{sandbox:8} {name:34} {verdict}" for sandbox, name, verdict in table)
+        print("\n" + text, file=sys.stderr)
+        save("escapes.txt", text + "\n")
+        self.assertEqual([row for row in table if row[0] == "strict" and row[2] != "closed"], [])
+
+
+if __name__ == "__main__":
+    unittest.main()
