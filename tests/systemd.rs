@@ -101,6 +101,7 @@ impl Rig {
             workflow: workflow.to_owned(),
             description: format!("Run {run} of {workflow}"),
             pid,
+            pidfd: None,
             resources,
             runtime_max: None,
             done: Box::new(move |scope| drop(answer.send((scope, started.elapsed())))),

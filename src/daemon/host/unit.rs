@@ -119,6 +119,7 @@ impl HostUnit {
             description: description(&spec),
             workflow: spec.workflow,
             pid: process.id.pid,
+            pidfd: process.pidfd.try_clone().ok(),
             resources: spec.limits.resources.clone(),
             runtime_max: spec.limits.backstop(),
             done: self.done(ready),

@@ -110,9 +110,11 @@ pub struct ScopeRequest {
     pub workflow: String,
     /// What a person reads in `systemctl --user status`. Other programs of the user read it too.
     pub description: String,
-    /// The process. systemd takes it by its number: who asks holds a pidfd, and checks with it afterwards that the
-    /// process was alive all the time, so that the number was its own.
+    /// The process. Before 255 systemd takes it by its number: who asks holds a pidfd, and checks with it afterwards that
+    /// the process was alive all the time, so that the number was its own.
     pub pid: u32,
+    /// The process, for those that take it as this.
+    pub pidfd: Option<OwnedFd>,
     /// Its limits.
     pub resources: Resources,
     /// When systemd ends it by itself.
@@ -403,8 +405,8 @@ impl Link {
     }
 
     async fn start_scope(&self, request: ScopeRequest, wake: &Wake) {
-        let ScopeRequest { run, workflow, description, pid, resources, runtime_max, done } = request;
-        let wanted = Wanted { run, workflow, description, pid, resources, runtime_max };
+        let ScopeRequest { run, workflow, description, pid, pidfd, resources, runtime_max, done } = request;
+        let wanted = Wanted { run, workflow, description, pid, pidfd, resources, runtime_max };
         let started = match self.connection().await {
             Ok(connection) => scope::start(&connection, &wanted, self.around()).await,
             Err(absent) => Err(unreachable(run, UnitKind::Scope, &absent)),

@@ -3,6 +3,7 @@
 use std::future::{Future, poll_fn};
 use std::io;
 use std::num::NonZeroUsize;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::{Mutex, PoisonError};
@@ -33,6 +34,9 @@ pub(super) const INFINITY: u64 = u64::MAX;
 /// Up to here a scope had no `OOMPolicy`, and was left alone when one of its processes was killed for memory.
 pub(super) const WITHOUT_OOM_POLICY: u32 = 251;
 
+/// From here on a process may be given by a pidfd, which is nobody else's, as a number may be by then.
+const WITH_PIDFDS: u32 = 255;
+
 /// The longest description, in characters. systemd keeps it, and writes it on one line.
 const DESCRIPTION_MAX: usize = 200;
 
@@ -49,15 +53,22 @@ pub(super) struct Wanted {
     pub workflow: String,
     pub description: String,
     pub pid: u32,
+    pub pidfd: Option<OwnedFd>,
     pub resources: Resources,
     pub runtime_max: Option<Duration>,
 }
 
 impl Wanted {
     /// The properties of the unit: a fixed list, of which nothing but values comes from the caller.
-    fn properties(&self, version: u32) -> Vec<(&'static str, Variant<'static>)> {
+    fn properties(&self, version: u32) -> Vec<(&'static str, Variant<'_>)> {
+        let pidfd = self.pidfd.as_ref().filter(|_| version >= WITH_PIDFDS);
+        let process = match pidfd {
+            Some(pidfd) => ("PIDFDs", Variant::from(vec![zbus::Fd::from(pidfd)])),
+            // By its number: whoever asks checks with the pidfd afterwards that it was alive all the time.
+            None => ("PIDs", vec![self.pid].into()),
+        };
         let mut all = vec![
-            ("PIDs", Variant::from(vec![self.pid])),
+            process,
             ("Slice", names::slice(&self.workflow).into()),
             ("Description", one_line(&self.description).into()),
             // A scope whose processes were killed is `failed` to some versions: nobody is to reset it.
@@ -346,13 +357,15 @@ mod tests {
             workflow: "a-b".to_owned(),
             description: "Run run_0123456789ab of a-b".to_owned(),
             pid: 4711,
+            pidfd: None,
             resources,
             runtime_max: None,
         }
     }
 
     fn texts(resources: Resources, version: u32) -> Vec<String> {
-        let properties = wanted(resources).properties(version);
+        let wanted = wanted(resources);
+        let properties = wanted.properties(version);
         properties.iter().map(|(name, value)| format!("{name} {} {value}", value.value_signature())).collect()
     }
 
@@ -364,6 +377,14 @@ mod tests {
         "MemoryAccounting b true",
         "TasksAccounting b true",
     ];
+
+    #[test]
+    fn the_process_is_given_by_a_pidfd_to_versions_that_take_one() {
+        let me = rustix::process::pidfd_open(rustix::process::getpid(), rustix::process::PidfdFlags::empty()).unwrap();
+        let wanted = Wanted { pidfd: Some(me), ..wanted(Resources::default()) };
+        let given = |version| wanted.properties(version)[0].0;
+        assert_eq!([given(252), given(254), given(255), given(257)], ["PIDs", "PIDs", "PIDFDs", "PIDFDs"]);
+    }
 
     #[test]
     fn a_scope_without_limits_has_none() {

@@ -16,8 +16,25 @@ use crate::launch::{limits, wrapper};
 use crate::model::{ExitStatus, Resources, RunId, Sandbox};
 
 /// What an ordinary process could ask for a process elsewhere, or use to change cgroups: out of a strict run's sight.
-const OUT_OF_SIGHT: [&str; 5] =
-    ["-/run/user", "-/run/dbus/system_bus_socket", "-/run/systemd/private", "-/var/spool/cron", "-/run/atd.pid"];
+const OUT_OF_SIGHT: [&str; 14] = [
+    // The buses and the managers.
+    "-/run/user",
+    "-/run/dbus/system_bus_socket",
+    "-/run/systemd/private",
+    // at(1) and cron(8).
+    "-/var/spool/cron",
+    "-/run/atd.pid",
+    // Container engines and hypervisors, for those whom a group lets in.
+    "-/run/docker.sock",
+    "-/run/containerd",
+    "-/run/podman",
+    "-/run/crio",
+    "-/run/buildkit",
+    "-/run/libvirt",
+    "-/run/incus",
+    "-/var/lib/incus/unix.socket",
+    "-/var/snap/lxd/common/lxd/unix.socket",
+];
 
 /// What a service is made for.
 #[derive(Debug)]

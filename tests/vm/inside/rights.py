@@ -1,6 +1,8 @@
 """Who may do what, asked with busctl, gdbus and a Python client, as several users."""
 
 import os
+import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -34,23 +36,38 @@ class Rights(unittest.TestCase):
         return run_id
 
     def test_what_the_readme_says_about_busctl(self):
-        command = ["a{sv}", "2", "Command", "as", "2", "sleep", "1000", "Workflow", "s", "nightly"]
-        started = busctl("call", *BUS, "StartRun", *command, user="alice")
+        readme = pathlib.Path("/usr/share/doc/guardian/README.md").read_text()
+        block = next(b for b in re.findall(r"```sh\n(.*?)```", readme, re.DOTALL) if b.startswith("busctl call"))
+        lines = block.replace("\\\n", " ").splitlines()
+        self.assertEqual([re.search(r"StartRun|get-property|KillRun|monitor", line)[0] for line in lines],
+                         ["StartRun", "get-property", "KillRun", "monitor"])
+
+        def typed(line, run_id="run_0123456789ab"):
+            return ["sh", "-c", line.replace("sudo ", "").replace("run_0123456789ab", run_id)]
+
+        started = run(*typed(lines[0]), user="alice")
         self.assertEqual(started.status, 0, started)
         run_id = started.out.split('"')[1]
         self.addCleanup(guardian, "kill", "--force", run_id)
-        phase = busctl("get-property", BUS[0], path(run_id), RUN, "Phase", user="alice")
-        self.assertIn(phase.out.strip(), ['s "initializing"', 's "running"'])
-        monitor = start("busctl", "monitor", BUS[0])
-        time.sleep(1)
-        killed = busctl("call", *BUS, "KillRun", "sss", run_id, "graceful", "superseded", user="alice")
+        self.assertEqual(show(run_id)["workflow"], "nightly")
+        phase = run(*typed(lines[1], run_id), user="alice")
+        self.assertIn(phase.out.strip(), ['s "initializing"', 's "running"'], phase)
+        heard = bytearray()
+        monitor = start(*typed("exec " + lines[3]), stderr=subprocess.STDOUT)
+        self.addCleanup(monitor.wait)
+        self.addCleanup(monitor.terminate)
+        os.set_blocking(monitor.stdout.fileno(), False)
+
+        def hears(what):
+            heard.extend(monitor.stdout.read() or b"")
+            return what in heard
+
+        until("busctl monitor has begun", lambda: hears(b"Monitoring bus message stream."))
+        killed = run(*typed(lines[2], run_id), user="alice")
         self.assertEqual(killed.status, 0, killed)
         self.assertEqual(guardian("wait", run_id, user="alice").status, 137)
-        time.sleep(1)
-        monitor.terminate()
-        heard = monitor.communicate()[0].decode()
-        self.assertIn("Member=KillRun", heard)
-        self.assertIn("Member=EventAppended", heard)
+        for member in [b"Member=KillRun", b"Member=EventAppended"]:
+            until(f"{member} is monitored", lambda member=member: hears(member))
         self.assertEqual(show(run_id)["receipt"]["actor"], "alice")
         tree = busctl("tree", BUS[0], user="alice")
         self.assertIn("/org/guardian/Guardian1", tree.out)
