@@ -319,7 +319,8 @@ impl Instance {
         }
         let (view, live) = (&self.view, self.driver.engine().runs().count());
         let backend = self.driver.kernel.containment();
-        self.service.status(|| sentence(view, live, backend));
+        let now = self.driver.kernel.now().mono;
+        self.service.status(now, || sentence(view, live, backend));
     }
 
     /// Until the next deadline, sample, or look at whether anybody is still there. Without runs and with a client
@@ -328,7 +329,7 @@ impl Instance {
         let now = self.driver.kernel.now().mono;
         let idle = self.idle_exit().map(|after| self.last_busy.mono + after);
         let expiry = self.reservations.next();
-        let due = [self.driver.engine().next_deadline(), self.next_sample, idle, expiry, self.service.next_ping()];
+        let due = [self.driver.engine().next_deadline(), self.next_sample, idle, expiry, self.service.next()];
         let next = due.into_iter().flatten().min();
         let behind = self.driver.is_behind().then_some(CATCH_UP);
         next.map(|at| at.since(now)).into_iter().chain(behind).min()

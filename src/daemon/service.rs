@@ -16,14 +16,20 @@ pub struct ServiceManager {
     interval: Option<Duration>,
     next: Option<Mono>,
     said: String,
+    /// When the next sentence is told.
+    tells: Option<Mono>,
 }
+
+/// How old a sentence may be that a person reads. Told of at once, each launch would be followed by a message to systemd
+/// just when systemd is to start its unit.
+const TOLD_AFTER: Duration = Duration::from_secs(1);
 
 impl ServiceManager {
     /// What the environment says.
     pub fn from_env() -> Self {
         // Two may be late or lost before it takes us for hung.
         let interval = sd_notify::watchdog_enabled().map(|within| within / 3);
-        Self { there: std::env::var_os("NOTIFY_SOCKET").is_some(), interval, next: None, said: String::new() }
+        Self { there: std::env::var_os("NOTIFY_SOCKET").is_some(), interval, next: None, said: String::new(), tells: None }
     }
 
     /// The instance serves.
@@ -43,15 +49,20 @@ impl ServiceManager {
         tell(&[NotifyState::Stopping]);
     }
 
-    /// How it is, in a sentence; told when it has changed.
-    pub fn status(&mut self, sentence: impl FnOnce() -> String) {
+    /// How it is, in a sentence; told a moment after it has changed.
+    pub fn status(&mut self, now: Mono, sentence: impl FnOnce() -> String) {
         if !self.there {
             return;
         }
         let sentence = sentence();
-        if sentence != self.said {
+        if sentence == self.said {
+            self.tells = None;
+        } else if self.said.is_empty() || self.tells.is_some_and(|at| at <= now) {
             tell(&[NotifyState::Status(&sentence)]);
             self.said = sentence;
+            self.tells = None;
+        } else {
+            self.tells.get_or_insert(now + TOLD_AFTER);
         }
     }
 
@@ -64,9 +75,9 @@ impl ServiceManager {
         }
     }
 
-    /// When the next ping is due.
-    pub fn next_ping(&self) -> Option<Mono> {
-        self.interval.and(self.next)
+    /// When something is to be told next.
+    pub fn next(&self) -> Option<Mono> {
+        [self.interval.and(self.next), self.tells].into_iter().flatten().min()
     }
 }
 

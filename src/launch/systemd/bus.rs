@@ -56,11 +56,14 @@ where
     bus.call_method(Some(at.name), at.path, Some(at.interface), member, body).await?.body().deserialize()
 }
 
-/// Reads a text property.
-pub(super) async fn property(bus: &Connection, at: Object<'_>, name: &str) -> zbus::Result<String> {
+/// Reads a property.
+pub(super) async fn property<T>(bus: &Connection, at: Object<'_>, name: &str) -> zbus::Result<T>
+where
+    T: TryFrom<OwnedVariant, Error = zbus::Error>,
+{
     let properties = Object { interface: "org.freedesktop.DBus.Properties", ..at };
     let value: OwnedVariant = call(bus, properties, "Get", &(at.interface, name)).await?;
-    String::try_from(value)
+    T::try_from(value)
 }
 
 /// Where the session bus should be: what the environment names, else the socket that systemd makes for each user.
@@ -101,8 +104,8 @@ async fn find(
     let none = |e: zbus::Error| Absent::NoManager { address: address.to_owned(), why: reason(&e), uid };
     // A call, and not a look at who owns the name: the first client starts the bus, and the manager joins it a moment
     // later; a bus that systemd started keeps the call for so long.
-    let version = property(&bus, THE_MANAGER, "Version").await.map_err(none)?;
-    let cgroup = property(&bus, THE_MANAGER, "ControlGroup").await.map_err(none)?;
+    let version: String = property(&bus, THE_MANAGER, "Version").await.map_err(none)?;
+    let cgroup: String = property(&bus, THE_MANAGER, "ControlGroup").await.map_err(none)?;
     let pid: u32 = call(&bus, THE_BUS, "GetConnectionUnixProcessID", &(SYSTEMD,)).await.map_err(none)?;
     let dir = directory(&cgroup, pid, mount, uid)?;
     Ok((bus, Place { version: major(&version), dir }))

@@ -19,29 +19,26 @@
 
 mod absent;
 mod bus;
+mod jobs;
 mod names;
 mod scope;
 mod service;
 
-use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::future::poll_fn;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, mpsc as std_mpsc};
+use std::sync::{Arc, mpsc as std_mpsc};
 use std::time::Duration;
 
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 use rustix::io::Errno;
 use tokio::sync::{Mutex, mpsc};
-use zbus::export::futures_core::Stream as _;
-use zbus::{Connection, MatchRule, MessageStream, ObjectPath};
 
 pub use absent::Absent;
 use bus::Place;
+use jobs::{Jobs, Line};
 pub use names::{UnitKind, run_of, slice as slice_of, unit as unit_of};
 use scope::{Surroundings, Wanted};
 pub use service::{Told, Wanted as ServiceWanted};
@@ -161,7 +158,7 @@ pub struct Manager {
     requests: mpsc::UnboundedSender<Request>,
     place: Place,
     whole: bool,
-    stopped: Stopped,
+    jobs: Arc<Jobs>,
     stale: Arc<AtomicBool>,
     wake: WakeFn,
 }
@@ -175,16 +172,6 @@ enum Request {
 
 /// Told, as [`Done`], what systemd knows of a unit: none when it knows no such unit any more, or does not answer.
 pub type Looked = Box<dyn FnOnce(Option<Told>) + Send>;
-
-/// The jobs that systemd was given for units of runs, by whomever.
-#[derive(Debug, Default)]
-struct Jobs {
-    seen: HashMap<RunId, HashSet<String>>,
-    /// Those by which we started them.
-    own: HashMap<RunId, String>,
-}
-
-type Stopped = Arc<std::sync::Mutex<Jobs>>;
 
 #[derive(Clone)]
 struct WakeFn(Wake);
@@ -221,19 +208,17 @@ impl Manager {
         let (found, is_found) = std_mpsc::channel();
         let wake = WakeFn(wake);
         let (uid, owner, told) = (options.uid, options.owner, wake.clone());
-        let stopped = Stopped::default();
-        let seen = stopped.clone();
+        let jobs = Arc::<Jobs>::default();
+        let seen = jobs.clone();
         let stale = Arc::<AtomicBool>::default();
         let worn = stale.clone();
         let serve = async move {
-            let (connection, place) = match bus::connect(&address, &mount, uid).await {
+            let (line, place) = match line(&address, &mount, uid, seen.clone()).await {
                 Ok(found) => found,
                 Err(absent) => return drop(found.send(Err(absent))),
             };
-            watch_stops(&connection, seen.clone()).await;
-            let connection = Mutex::new(connection);
-            let place_here = place.clone();
-            let link = Link { address, mount, uid, owner, place: place_here, stopped: seen, stale: worn, connection };
+            let (line, place_here) = (Mutex::new(line), place.clone());
+            let link = Link { address, mount, uid, owner, place: place_here, jobs: seen, stale: worn, line };
             if found.send(Ok(place)).is_ok() {
                 Arc::new(link).serve(incoming, told.0).await;
             }
@@ -248,7 +233,7 @@ impl Manager {
         let place = is_found
             .recv_timeout(bus::CONNECT + SLACK)
             .unwrap_or_else(|_| Err(Absent::NoThread("it does not answer".to_owned())))?;
-        Ok(Self { requests, place, whole, stopped, stale, wake })
+        Ok(Self { requests, place, whole, jobs, stale, wake })
     }
 
     /// The major version of systemd; 0 if it is not known.
@@ -297,9 +282,7 @@ impl Manager {
 
     /// Whether systemd was asked to stop the unit of a run, by somebody else while it was live.
     pub fn was_stopped(&self, run: RunId) -> bool {
-        let jobs = self.stopped.lock().unwrap_or_else(PoisonError::into_inner);
-        let own = jobs.own.get(&run);
-        jobs.seen.get(&run).is_some_and(|seen| seen.iter().any(|job| Some(job) != own))
+        self.jobs.has_others(run)
     }
 
     /// Whether the cgroups of new runs cannot be changed from here any more: `guardian.slice` was stopped and made anew, and
@@ -314,39 +297,13 @@ impl Manager {
         if self.whole && !self.cgroup().exists() {
             self.stale.store(true, Ordering::Relaxed);
         }
-        let mut jobs = self.stopped.lock().unwrap_or_else(PoisonError::into_inner);
-        jobs.seen.remove(&run);
-        jobs.own.remove(&run);
+        self.jobs.forget(run);
     }
 
     /// The units of runs, of whichever instance, with their directories. Read from the cgroups alone.
     pub fn units(&self) -> Result<Vec<(RunId, PathBuf)>, KernelError> {
         units_below(&self.place.dir)
     }
-}
-
-/// Keeps in mind the jobs for units of runs: what systemd is asked to stop gets one before anything is done to it. A stream
-/// that is not read would hold up the connection.
-async fn watch_stops(connection: &Connection, stopped: Stopped) {
-    let rule = MatchRule::builder()
-        .msg_type(zbus::message::Type::Signal)
-        .sender(bus::SYSTEMD)
-        .path(bus::MANAGER_PATH)
-        .interface(bus::MANAGER)
-        .member("JobNew")
-        .build();
-    let Ok(rule) = rule else { return };
-    let Ok(mut stream) = MessageStream::for_match_rule(rule, connection, None).await else { return };
-    let _: zbus::Result<()> = bus::call(connection, bus::THE_MANAGER, "Subscribe", &()).await;
-    tokio::spawn(async move {
-        while let Some(Ok(job)) = poll_fn(|cx| Pin::new(&mut stream).poll_next(cx)).await {
-            let body = job.body();
-            let Ok((_, path, unit)) = body.deserialize::<(u32, ObjectPath<'_>, &str)>() else { continue };
-            let Some((run, _)) = names::run_of(unit) else { continue };
-            let mut jobs = stopped.lock().unwrap_or_else(PoisonError::into_inner);
-            jobs.seen.entry(run).or_default().insert(path.as_str().to_owned());
-        }
-    });
 }
 
 /// The units of runs below a manager's cgroup: in `guardian.slice`, and in any other slice that somebody moved them to.
@@ -380,9 +337,9 @@ struct Link {
     uid: u32,
     owner: Owner,
     place: Place,
-    stopped: Stopped,
+    jobs: Arc<Jobs>,
     stale: Arc<AtomicBool>,
-    connection: Mutex<Connection>,
+    line: Mutex<Line>,
 }
 
 impl Link {
@@ -407,8 +364,8 @@ impl Link {
     async fn start_scope(&self, request: ScopeRequest, wake: &Wake) {
         let ScopeRequest { run, workflow, description, pid, pidfd, resources, runtime_max, done } = request;
         let wanted = Wanted { run, workflow, description, pid, pidfd, resources, runtime_max };
-        let started = match self.connection().await {
-            Ok(connection) => scope::start(&connection, &wanted, self.around()).await,
+        let started = match self.line().await {
+            Ok(line) => scope::start(&line, &wanted, self.around()).await,
             Err(absent) => Err(unreachable(run, UnitKind::Scope, &absent)),
         };
         self.started(run, UnitKind::Scope, started, done, wake).await;
@@ -416,8 +373,8 @@ impl Link {
 
     async fn start_service(&self, wanted: ServiceWanted, done: Done, wake: &Wake) {
         let run = wanted.run;
-        let started = match self.connection().await {
-            Ok(connection) => service::start(&connection, &wanted, self.around(), self.uid == 0).await,
+        let started = match self.line().await {
+            Ok(line) => service::start(&line, &wanted, self.around(), self.uid == 0).await,
             Err(absent) => Err(unreachable(run, UnitKind::Service, &absent)),
         };
         // The unit has the gate now.
@@ -426,7 +383,7 @@ impl Link {
     }
 
     fn around(&self) -> Surroundings<'_> {
-        Surroundings { version: self.place.version, mount: &self.mount, owner: &self.owner }
+        Surroundings { place: &self.place, mount: &self.mount, owner: &self.owner }
     }
 
     async fn started(
@@ -439,7 +396,7 @@ impl Link {
     ) {
         let started = started.and_then(|started| self.can_be_killed(started));
         if let Ok(Started { job: Some(job), .. }) = &started {
-            self.stopped.lock().unwrap_or_else(PoisonError::into_inner).own.insert(run, job.clone());
+            self.jobs.is_ours(run, job);
         }
         // Of the same name as another's, it is that other's.
         let is_left = matches!(&started, Err(e) if !matches!(e, KernelError::Busy { .. }));
@@ -464,14 +421,14 @@ impl Link {
     }
 
     async fn look(&self, run: RunId, kind: UnitKind) -> Option<Told> {
-        let connection = self.connection().await.ok()?;
+        let Line { bus, .. } = self.line().await.ok()?;
         let unit = names::unit(run, kind);
         let look = async {
             match kind {
-                UnitKind::Service => service::look(&connection, &unit).await.ok(),
+                UnitKind::Service => service::look(&bus, &unit).await.ok(),
                 // Nothing is kept of a scope; that it was asked for is what counts.
                 UnitKind::Scope => {
-                    let _ = scope::property_of(&connection, &unit, kind, "ControlGroup").await;
+                    let _ = scope::property_of(&bus, &unit, kind, "ControlGroup").await;
                     None
                 }
             }
@@ -480,19 +437,27 @@ impl Link {
     }
 
     async fn collect(&self, run: RunId, kind: UnitKind) {
-        if let Ok(connection) = self.connection().await {
-            scope::collect(&connection, &names::unit(run, kind), kind, &self.mount).await;
+        if let Ok(Line { bus, .. }) = self.line().await {
+            scope::collect(&bus, &names::unit(run, kind), kind, &self.mount).await;
         }
     }
 
-    async fn connection(&self) -> Result<Connection, Absent> {
-        let mut connection = self.connection.lock().await;
-        if connection.is_closed() {
-            *connection = bus::connect(&self.address, &self.mount, self.uid).await?.0;
-            watch_stops(&connection, self.stopped.clone()).await;
+    async fn line(&self) -> Result<Line, Absent> {
+        let mut kept = self.line.lock().await;
+        if kept.bus.is_closed() {
+            *kept = line(&self.address, &self.mount, self.uid, self.jobs.clone()).await?.0;
         }
-        Ok(connection.clone())
+        Ok(kept.clone())
     }
+}
+
+/// Finds the manager, and listens to what it does.
+async fn line(address: &str, mount: &Cgroup2Mount, uid: u32, jobs: Arc<Jobs>) -> Result<(Line, Place), Absent> {
+    let (bus, place) = bus::connect(address, mount, uid).await?;
+    let deaf = |why: String| Absent::NoManager { address: address.to_owned(), why, uid };
+    let line = tokio::time::timeout(bus::CONNECT, Line::listen(bus, jobs)).await;
+    let line = line.map_err(|_| deaf("it does not let us listen to it".to_owned()))?;
+    Ok((line.map_err(|e| deaf(bus::reason(&e)))?, place))
 }
 
 fn unreachable(run: RunId, kind: UnitKind, absent: &Absent) -> KernelError {

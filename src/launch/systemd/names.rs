@@ -51,6 +51,19 @@ pub fn slice(workflow: &str) -> String {
     if name.len() <= NAME_MAX { name } else { format!("{PREFIX}.slice") }
 }
 
+/// The object of a unit on the bus. Asked for a unit that it does not know systemd answers of an empty one.
+pub fn object(unit: &str) -> String {
+    let mut path = "/org/freedesktop/systemd1/unit/".to_owned();
+    for (i, byte) in unit.bytes().enumerate() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' => path.push(char::from(byte)),
+            b'0'..=b'9' if i > 0 => path.push(char::from(byte)),
+            _ => path.push_str(&format!("_{byte:02x}")),
+        }
+    }
+    path
+}
+
 /// As systemd-escape(1) does it, for names without a slash.
 fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
@@ -96,6 +109,14 @@ mod tests {
         ] {
             assert_eq!(run_of(other), None, "{other}");
         }
+    }
+
+    #[test]
+    fn a_unit_has_the_object_that_systemd_gives_it() {
+        assert_eq!(
+            object(&unit(run(), UnitKind::Service)),
+            "/org/freedesktop/systemd1/unit/guardian_2drun_5f0123456789ab_2eservice"
+        );
     }
 
     #[test]

@@ -1,19 +1,17 @@
 //! One scope: what is asked of the manager, and the proof that the process is in it.
 
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::io;
-use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
-use std::path::Path;
-use std::pin::Pin;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use zbus::export::futures_core::Stream as _;
-use zbus::{Connection, MatchRule, MessageStream, ObjectPath, OwnedObjectPath, Variant};
+use zbus::{Connection, OwnedObjectPath, Variant};
 
 use super::Started;
-use super::bus::{self, MANAGER, MANAGER_PATH, Object, SYSTEMD, THE_MANAGER, call};
+use super::bus::{self, Object, Place, SYSTEMD, THE_MANAGER, call};
+use super::jobs::Line;
 use super::names::{self, UnitKind};
 use crate::kernel::cgroup::{CgroupDir, parse_populated};
 use crate::kernel::mount::Cgroup2Mount;
@@ -43,9 +41,6 @@ const DESCRIPTION_MAX: usize = 200;
 /// The time until a manager is asked again that was away: it executes itself anew (`daemon-reexec`, with each update of
 /// systemd), and drops the calls that it has not answered.
 pub(super) const AWAY: Duration = Duration::from_millis(100);
-
-/// The signals of one unit that may wait: a start and a stop.
-const QUEUE: NonZeroUsize = NonZeroUsize::MIN.saturating_add(7);
 
 /// What a scope is made for.
 pub(super) struct Wanted {
@@ -117,26 +112,51 @@ pub(super) fn one_line(text: &str) -> String {
 
 /// What a start needs of its surroundings.
 pub(super) struct Surroundings<'a> {
-    pub version: u32,
+    pub place: &'a Place,
     pub mount: &'a Cgroup2Mount,
     pub owner: &'a Owner,
 }
 
+impl Surroundings<'_> {
+    /// Where the cgroup of a unit is, as systemd nests slices.
+    fn usual(&self, workflow: &str, unit: &str) -> PathBuf {
+        let (above, slice) = ("guardian.slice", names::slice(workflow));
+        let slice = if slice == above { "" } else { slice.as_str() };
+        self.place.dir.join(above).join(slice).join(unit)
+    }
+
+    /// The cgroup of a unit that was just started, with the process in it. The kernel is asked; systemd only where the
+    /// process is not where it ought to be.
+    pub(super) async fn cgroup_of(
+        &self,
+        line: &Line,
+        unit: &str,
+        kind: UnitKind,
+        workflow: &str,
+        pid: u32,
+    ) -> zbus::Result<Result<CgroupDir, KernelError>> {
+        if let Ok(found) = process::cgroup(pid)
+            && self.mount.directory_of(&found) == Some(self.usual(workflow, unit))
+        {
+            return Ok(prove(&found, pid, self.mount));
+        }
+        let told = property_of(&line.bus, unit, kind, "ControlGroup").await?;
+        Ok(prove(Path::new(&told), pid, self.mount))
+    }
+}
+
 /// Starts a scope with the process in it, or says why not, within the deadline.
-pub(super) async fn start(bus: &Connection, wanted: &Wanted, around: Surroundings<'_>) -> Result<Started, KernelError> {
+pub(super) async fn start(line: &Line, wanted: &Wanted, around: Surroundings<'_>) -> Result<Started, KernelError> {
     let unit = names::unit(wanted.run, UnitKind::Scope);
     let step = Step::default();
     let steps = async {
-        let job = start_unit(bus, &unit, wanted.properties(around.version), &step).await?;
+        let job = start_unit(line, &unit, wanted.properties(around.place.version), &step).await?;
         loop {
-            match property_of(bus, &unit, UnitKind::Scope, "ControlGroup").await {
+            match around.cgroup_of(line, &unit, UnitKind::Scope, &wanted.workflow, wanted.pid).await {
                 Err(e) if is_away(&e) => {}
                 // Nobody told its job, so nobody tells when it has a cgroup.
-                Ok(cgroup) if job.is_none() && cgroup.is_empty() && !has_ended(wanted.pid) => {}
-                told => {
-                    let cgroup = told.map_err(|e| from_bus(&unit, &e))?;
-                    return Ok((prove(Path::new(&cgroup), wanted.pid, around.mount)?, job));
-                }
+                Ok(Err(_)) if job.is_none() && !has_ended(wanted.pid) => {}
+                found => return Ok((found.map_err(|e| from_bus(&unit, &e))??, job)),
             }
             tokio::time::sleep(AWAY).await;
         }
@@ -154,7 +174,7 @@ pub(super) struct Step(Mutex<&'static str>);
 
 impl Default for Step {
     fn default() -> Self {
-        Self(Mutex::new("take the subscription to its jobs"))
+        Self(Mutex::new("take the unit"))
     }
 }
 
@@ -180,42 +200,27 @@ pub(super) async fn in_time<T>(
 /// Starts a transient unit and waits for the end of its job. Gives the job; none if the manager went away meanwhile, and has
 /// the unit.
 pub(super) async fn start_unit(
-    bus: &Connection,
+    line: &Line,
     unit: &str,
     properties: Vec<(&'static str, Variant<'_>)>,
     step: &Step,
 ) -> Result<Option<OwnedObjectPath>, KernelError> {
     let refused = |e: zbus::Error| from_bus(unit, &e);
-    // Before the call, so that the end of its job is not missed. Of this unit only: a stream that nobody reads would
-    // hold up the connection, and the jobs of all other units are not our business.
-    let rule = MatchRule::builder()
-        .msg_type(zbus::message::Type::Signal)
-        .sender(SYSTEMD)
-        .path(MANAGER_PATH)
-        .interface(MANAGER)
-        .member("JobRemoved")
-        .arg(2, unit.to_owned())
-        .build()
-        .map_err(refused)?;
+    // Before the call, so that the end of its job is not missed.
+    let mut ends = line.ends_of(unit);
     // Each time: a manager that was restarted meanwhile knows nothing of those who had subscribed.
-    let (signals, _) = tokio::join!(
-        MessageStream::for_match_rule(rule, bus, Some(QUEUE)),
-        call::<_, ()>(bus, THE_MANAGER, "Subscribe", &())
-    );
-    let mut signals = signals.map_err(refused)?;
-
-    step.is("take the unit");
+    line.subscribe().await.map_err(refused)?;
     let auxiliary: Vec<(&str, Vec<(&str, Variant<'_>)>)> = Vec::new();
     let body = (unit, "fail", properties, auxiliary);
     let mut is_asked_again = false;
     let job: Option<OwnedObjectPath> = loop {
-        match call(bus, THE_MANAGER, "StartTransientUnit", &body).await {
+        match call(&line.bus, THE_MANAGER, "StartTransientUnit", &body).await {
             Ok(job) => break Some(job),
             Err(e) if is_away(&e) => {
                 is_asked_again = true;
                 tokio::time::sleep(AWAY).await;
                 // It may be another process by now.
-                let _: zbus::Result<()> = call(bus, THE_MANAGER, "Subscribe", &()).await;
+                let _ = line.subscribe().await;
             }
             // What was not answered had arrived. That it is ours is proved below.
             Err(e) if is_asked_again && is_of_systemd(&e, "UnitExists") => break None,
@@ -225,7 +230,7 @@ pub(super) async fn start_unit(
 
     step.is("start the unit");
     if let Some(job) = &job {
-        match job_result(&mut signals, job).await.map_err(refused)?.as_str() {
+        match ends.of(job).await.map_err(refused)?.as_str() {
             "done" => {}
             result => {
                 let why = format!("systemd could not start it (result: {result})");
@@ -268,18 +273,6 @@ pub(super) async fn property_of(bus: &Connection, unit: &str, kind: UnitKind, na
         UnitKind::Service => "org.freedesktop.systemd1.Service",
     };
     bus::property(bus, Object { name: SYSTEMD, path: path.as_str(), interface }, name).await
-}
-
-/// Waits for the end of a job.
-async fn job_result(signals: &mut MessageStream, job: &ObjectPath<'_>) -> zbus::Result<String> {
-    while let Some(signal) = poll_fn(|cx| Pin::new(&mut *signals).poll_next(cx)).await {
-        let signal = signal?;
-        let (_, ended, _, result): (u32, OwnedObjectPath, String, String) = signal.body().deserialize()?;
-        if ended.as_str() == job.as_str() {
-            return Ok(result);
-        }
-    }
-    Err(zbus::Error::InputOutput(io::Error::from(io::ErrorKind::ConnectionReset).into()))
 }
 
 /// Opens the scope's cgroup, and checks that the process is in it: another start with the same process would have taken

@@ -1,13 +1,14 @@
 //! One service: what is asked of the manager, the proof that its main process is in it, and what systemd keeps of its end.
 
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use zbus::{Connection, OwnedObjectPath, OwnedVariant, Variant};
 
-use super::bus::{Object, SYSTEMD, THE_MANAGER, call};
+use super::bus::{self, Object, SYSTEMD, THE_MANAGER, call};
+use super::jobs::Line;
 use super::names::{self, UnitKind};
 use super::scope::{self, Step, Surroundings};
 use super::{Main, Started};
@@ -35,6 +36,8 @@ const OUT_OF_SIGHT: [&str; 14] = [
     "-/var/lib/incus/unix.socket",
     "-/var/snap/lxd/common/lxd/unix.socket",
 ];
+
+const INTERFACE: &str = "org.freedesktop.systemd1.Service";
 
 /// What a service is made for.
 #[derive(Debug)]
@@ -110,7 +113,7 @@ impl Wanted {
 
 /// Starts a service, whose wrapper then waits at the gate, or says why not, within the deadline.
 pub(super) async fn start(
-    bus: &Connection,
+    line: &Line,
     wanted: &Wanted,
     around: Surroundings<'_>,
     whole: bool,
@@ -118,15 +121,19 @@ pub(super) async fn start(
     let unit = names::unit(wanted.run, UnitKind::Service);
     let step = Step::default();
     let steps = async {
-        let job = scope::start_unit(bus, &unit, wanted.properties(around.version, whole), &step).await?;
+        let job = scope::start_unit(line, &unit, wanted.properties(around.place.version, whole), &step).await?;
         loop {
-            match look(bus, &unit).await {
+            let asked = async {
+                let pid = main_pid(&line.bus, &unit).await?;
+                let main = open(pid);
+                let cgroup = around.cgroup_of(line, &unit, UnitKind::Service, &wanted.workflow, pid).await?;
+                zbus::Result::Ok((cgroup, main))
+            };
+            match asked.await {
                 Err(e) if scope::is_away(&e) => {}
                 told => {
-                    let told = told.map_err(|e| scope::from_bus(&unit, &e))?;
-                    let main = open(told.main_pid)?;
-                    let cgroup = scope::prove(Path::new(&told.cgroup), told.main_pid, around.mount)?;
-                    return Ok((cgroup, main, job));
+                    let (cgroup, main) = told.map_err(|e| scope::from_bus(&unit, &e))?;
+                    return Ok((cgroup?, main?, job));
                 }
             }
             tokio::time::sleep(scope::AWAY).await;
@@ -145,6 +152,12 @@ pub(super) async fn start(
     Ok(Started { cgroup, job: job.map(|j| j.as_str().to_owned()), main: Some(main), notices })
 }
 
+/// The main process of a service that is there.
+async fn main_pid(bus: &Connection, unit: &str) -> zbus::Result<u32> {
+    let at = Object { name: SYSTEMD, path: &names::object(unit), interface: INTERFACE };
+    bus::property(bus, at, "MainPID").await
+}
+
 /// What systemd knows of a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Told {
@@ -159,9 +172,8 @@ pub struct Told {
 /// Asks what systemd knows of a service.
 pub(super) async fn look(bus: &Connection, unit: &str) -> zbus::Result<Told> {
     let path: OwnedObjectPath = call(bus, THE_MANAGER, "GetUnit", &(unit,)).await?;
-    let service = "org.freedesktop.systemd1.Service";
     let at = Object { name: SYSTEMD, path: path.as_str(), interface: "org.freedesktop.DBus.Properties" };
-    let all: std::collections::HashMap<String, OwnedVariant> = call(bus, at, "GetAll", &(service,)).await?;
+    let all: std::collections::HashMap<String, OwnedVariant> = call(bus, at, "GetAll", &(INTERFACE,)).await?;
     let number = |name: &str| all.get(name).and_then(|v| u32::try_from(v).ok()).unwrap_or_default();
     let signed = |name: &str| all.get(name).and_then(|v| i32::try_from(v).ok()).unwrap_or_default();
     let cgroup = all.get("ControlGroup").and_then(|v| <&str>::try_from(v).ok()).unwrap_or_default().to_owned();

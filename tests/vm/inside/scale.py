@@ -57,11 +57,11 @@ class Scale(unittest.TestCase):
         must("fsfreeze", "-f", "/mnt/stuck")
         try:
             run_id = detach("--grace", "1s", "--", "sh", "-c", "echo x >/mnt/stuck/file", user="alice")
-            until("it waits for the disk", lambda: " D" in run("ps", "-o", "stat=", "-u", "alice").out or "D" in run("ps", "-o", "stat=", "-u", "alice").out)
+            until("it waits for the disk", lambda: "D" in run("ps", "-o", "stat=", "-u", "alice").out)
             killing = start("guardian", "kill", run_id)
             view = until("it is told of as unkillable", lambda: (lambda v: v if v["health"] == "critical" else None)(show(run_id)), 120)
             self.assertNotEqual(view["phase"], "finished")
-            text = " ".join(reason["text"] for reason in view["reasons"])
+            text = " ".join(reason["text"] for reason in view["health_reasons"])
             self.assertRegex(text, r"\b\d+\b")
             self.assertIn("D", text)
             self.assertIsNone(view["outcome"])
