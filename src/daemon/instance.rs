@@ -260,6 +260,7 @@ impl Instance {
 
     fn serve(&mut self) {
         self.service.ready();
+        self.count();
         while !self.stopping {
             self.service.ping(self.driver.kernel.now().mono);
             let timeout = self.timeout();

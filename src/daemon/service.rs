@@ -29,7 +29,13 @@ impl ServiceManager {
     pub fn from_env() -> Self {
         // Two may be late or lost before it takes us for hung.
         let interval = sd_notify::watchdog_enabled().map(|within| within / 3);
-        Self { there: std::env::var_os("NOTIFY_SOCKET").is_some(), interval, next: None, said: String::new(), tells: None }
+        Self {
+            there: std::env::var_os("NOTIFY_SOCKET").is_some(),
+            interval,
+            next: None,
+            said: String::new(),
+            tells: None,
+        }
     }
 
     /// The instance serves.

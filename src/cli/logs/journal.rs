@@ -25,9 +25,10 @@ pub async fn main(view: &RunView, args: &LogsArgs, session: &Session) -> Done {
     if follow {
         command.arg("--follow");
     }
-    // Of the host's manager or of the user's: the other one has no such unit.
+    // Of the host's manager, whose word journald takes for the unit; or of the user's, where its name in the journal tells.
     command.args([&format!("_SYSTEMD_UNIT={unit}"), "_TRANSPORT=stdout", "+"]);
-    command.args([&format!("_SYSTEMD_USER_UNIT={unit}"), "_TRANSPORT=stdout"]);
+    let (id, uid) = (view.spec.id, view.spec.uid);
+    command.args([&format!("SYSLOG_IDENTIFIER={id}"), &format!("_UID={uid}"), "_TRANSPORT=stdout"]);
     let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().map_err(|e| {
         Error::new(
             ErrorKind::Unavailable,

@@ -54,7 +54,7 @@ pub struct Wanted {
     pub gate: OwnedFd,
     /// Whose it is; none: the manager's own user.
     pub user: Option<String>,
-    /// The name that its output has in the journal.
+    /// The name that its output has in the journal of the host's manager.
     pub identifier: String,
     /// Its limits.
     pub resources: Resources,
@@ -88,7 +88,7 @@ impl Wanted {
             ("StandardInputFileDescriptor", zbus::Fd::from(&self.gate).into()),
             ("StandardOutput", "journal".into()),
             ("StandardError", "journal".into()),
-            ("SyslogIdentifier", self.identifier.clone().into()),
+            ("SyslogIdentifier", self.identified(whole).into()),
             ("LogExtraFields", fields.map(String::into_bytes).to_vec().into()),
             // A command expects it as a shell has it.
             ("IgnoreSIGPIPE", false.into()),
@@ -108,6 +108,12 @@ impl Wanted {
         }
         all.extend(scope::limited(&self.resources, self.runtime_max, version));
         all
+    }
+
+    /// What journald can always tell of a line: which unit it is of it looks up at the sender, who may be gone by then, and
+    /// takes no user's manager's word for it. `guardian logs` asks for this.
+    fn identified(&self, whole: bool) -> String {
+        if whole { self.identifier.clone() } else { self.run.to_string() }
     }
 }
 

@@ -36,7 +36,7 @@ class Packages(unittest.TestCase):
         self.assertEqual(active(), "active")
         self.assertEqual(must("systemctl", "is-enabled", "guardiand").strip(), "enabled")
         must("getent", "group", "guardian")
-        for page in ["guardian.1", "guardiand.8", "guardian.toml.5"]:
+        for page in ["guardian.1", "guardiand.8", "guardian-config.toml.5"]:
             found = glob.glob(f"/usr/share/man/man*/{page}*")
             self.assertTrue(found, f"no manual page {page}: {glob.glob('/usr/share/man/man*/guardian*')}")
         for path in ["/usr/share/bash-completion/completions/guardian", "/usr/share/polkit-1/actions/org.guardian.Guardian1.policy",
