@@ -14,7 +14,7 @@ from pathlib import Path
 from labs.machine import Dead, Machine
 
 SUITE = os.environ.get("GUARDIAN_SUITE", "trixie")
-CUTS = int(os.environ.get("GUARDIAN_CUTS", 10))
+CUTS = 2 if os.environ.get("GUARDIAN_QUICK") == "1" else 10
 INSTALL = "DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends /root/guardian.deb"
 # Says what was acknowledged, once it was: each row of the audit that a follower is told, each run, each kill.
 LOAD = r"""
@@ -45,8 +45,8 @@ class Cuts(unittest.TestCase):
                 self.whole(machine, rows, told)
                 new = {kind: len(ids) - before[kind] for kind, ids in told.items()}
                 print(f"cut {cut + 1}: {new}, {len(rows)} rows of the audit told so far", file=sys.stderr)
-        self.assertGreater(len(told["killed"]), CUTS)
-        self.assertGreater(len(told["intent"]), CUTS)
+        self.assertGreaterEqual(len(told["killed"]), 2 * CUTS)
+        self.assertGreaterEqual(len(told["intent"]), 2 * CUTS)
 
     def load(self, machine, rows, told):
         """Launches and kills until the power is cut, at no special moment; takes down what was acknowledged."""
@@ -84,7 +84,7 @@ class Cuts(unittest.TestCase):
         kept = {row["seq"]: row for row in kept}
         for seq, row in rows.items():
             self.assertEqual(kept.get(seq), row)
-        runs = {run["run_id"]: run for run in json.loads(machine.run("guardian --json history -n 100000").output)}
+        runs = {run["run_id"]: run for run in json.loads(machine.run("guardian --json history -n 10000").output)}
         for run_id in told["run"]:
             self.assertIn(run_id, runs)
             self.assertEqual(runs[run_id]["phase"], "finished")
