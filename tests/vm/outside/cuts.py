@@ -48,6 +48,16 @@ class Cuts(unittest.TestCase):
         self.assertGreaterEqual(len(told["killed"]), 2 * CUTS)
         self.assertGreaterEqual(len(told["intent"]), 2 * CUTS)
 
+    def test_what_was_not_synced_is_lost_so_these_are_power_cuts(self):
+        with Machine.restore(SUITE, own_disk=True) as machine:
+            machine.run("echo synced >/root/synced; sync; echo 3 >/proc/sys/vm/drop_caches; echo not >/root/not-synced")
+            machine.power_cut()
+            with self.assertRaises(Dead):
+                machine.run("true", patience=5)
+            machine.start()
+            self.assertEqual(machine.get("/root/synced"), b"synced\n")
+            self.assertNotEqual(machine.run("cat /root/not-synced", check=False).output, "not\n")
+
     def load(self, machine, rows, told):
         """Launches and kills until the power is cut, at no special moment; takes down what was acknowledged."""
         heard = bytearray()
