@@ -37,7 +37,7 @@ class Cuts(unittest.TestCase):
         rows, told = {}, {"run": set(), "killed": set(), "intent": set()}
         with Machine.restore(SUITE, own_disk=True) as machine:
             machine.put({"/root/guardian.deb": Path(deb), "/root/load": LOAD})
-            machine.run(INSTALL)
+            machine.run(INSTALL + "; sync")  # or the first cut takes the load away
             for cut in range(CUTS):
                 before = {kind: len(ids) for kind, ids in told.items()}
                 self.load(machine, rows, told)
@@ -72,6 +72,7 @@ class Cuts(unittest.TestCase):
         worker.start()
         deadline = time.monotonic() + 60
         while heard.count(b"\nkilled ") < 2 or heard.count(b"\nintent ") < 2:
+            self.assertTrue(worker.is_alive(), f"the load has ended: {heard}")
             self.assertLess(time.monotonic(), deadline, heard)
             time.sleep(0.05)
         time.sleep(random.random() * 2)
