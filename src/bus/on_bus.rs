@@ -10,9 +10,8 @@
 //! is another's cannot be told apart, whatever is asked about it.
 
 use std::collections::HashMap;
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,6 +26,7 @@ use zbus::{Connection, Guid, Message, MessageStream, OwnedGuid};
 
 use super::rights::{Authority, Peer};
 use super::server::{self, Look};
+use super::socket::Boxed;
 use super::{BUS_NAME, Bus, ERROR_PREFIX, MANAGER_PATH, Services};
 use crate::daemon::command::Caller;
 use crate::model::ErrorKind;
@@ -240,7 +240,7 @@ async fn who(connection: &Connection, name: &str) -> Option<Caller> {
                 let opened = opened.map(|p| rustix::process::pidfd_open(p, rustix::process::PidfdFlags::empty()));
                 let there = driver.name_has_owner(BusName::from(unique)).await?;
                 // A client can outlive the process that connected: then the number may be somebody else's by now.
-                opened.and_then(Result::ok).filter(|_| there && uid.is_some_and(|uid| is_of(pid, uid)))
+                opened.and_then(Result::ok).filter(|_| there && uid.is_some_and(|uid| Caller::can_be(pid, uid)))
             }
             (None, None) => None,
         };
@@ -251,13 +251,6 @@ async fn who(connection: &Connection, name: &str) -> Option<Caller> {
     // A directory server may take its time.
     let user = tokio::task::spawn_blocking(move || server::user_name(uid)).await.ok()?;
     Some(Caller { uid, user, pidfd: pidfd.map(Arc::new) })
-}
-
-/// Whether a process has this uid, as its real or its effective one.
-fn is_of(pid: u32, uid: u32) -> bool {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let uids = status.lines().find_map(|l| l.strip_prefix("Uid:")).unwrap_or_default();
-    uids.split_whitespace().take(2).any(|u| u.parse() == Ok(uid))
 }
 
 #[derive(Debug)]
@@ -275,9 +268,6 @@ impl std::fmt::Debug for FromBus {
         f.write_str("FromBus")
     }
 }
-
-// The shape that `async_trait` gives the methods of zbus's traits, without depending on it.
-type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 impl ReadHalf for FromBus {
     fn receive_message<'a, 'b, 'd, 'c>(

@@ -73,7 +73,7 @@ impl fmt::Debug for Looking {
 }
 
 // The shape that `async_trait` gives the methods of zbus's traits, without depending on it.
-type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+pub(super) type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 fn credentials(uid: u32) -> ConnectionCredentials {
     ConnectionCredentials::default().set_unix_user_id(uid)

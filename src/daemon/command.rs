@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
+use crate::kernel::process;
 pub use crate::model::{Answer, LaunchRequest};
 use crate::model::{Error, ErrorKind, ExitStatus, KillMode, Rule, RunId};
 
@@ -20,6 +21,13 @@ pub struct Caller {
     pub user: String,
     /// Their process, by pidfd; none where the connection could not give one.
     pub pidfd: Option<Arc<OwnedFd>>,
+}
+
+impl Caller {
+    /// Whether a process has this uid, as its real or its effective one.
+    pub fn can_be(pid: u32, uid: u32) -> bool {
+        process::uids(pid).is_ok_and(|[real, effective, ..]| real == uid || effective == uid)
+    }
 }
 
 /// A request.

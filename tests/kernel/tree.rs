@@ -10,11 +10,11 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use guardian::kernel::tree::{Entry, Lost, Members, Table, Tree, descendants};
-use guardian::kernel::{Kernel, KernelError, process};
+use guardian::kernel::{KernelError, process};
 use guardian::model::{ProcessId, RunId};
 use rustix::process::Signal;
 
-use crate::rig::{PATIENCE, Rig, until};
+use crate::rig::{PATIENCE, until};
 
 /// Contains its command, and exits when its last descendant has: with the proof of emptiness.
 const SUBREAPER: &str = "
@@ -434,56 +434,4 @@ fn a_lost_run_that_ignores_sigterm_is_killed() {
     println!("lost fork bomb: {calls} calls, {:?}", started.elapsed());
     assert!(calls <= FEW, "{calls} calls");
     foster.kill();
-}
-
-/// Prints what DESIGN.md promises of a run below a subreaper: `cargo test --test kernel -- --ignored --nocapture`.
-#[test]
-#[ignore = "prints measurements"]
-fn measure() {
-    let sleepers = |n: u32| {
-        let fork = "if os.fork() == 0:\n        time.sleep(600)";
-        format!("import os, time\nfor i in range({n}):\n    {fork}\nopen('ready', 'w')\ntime.sleep(600)")
-    };
-    let timed = |what: &str, mut work: Box<dyn FnMut() -> usize + '_>| {
-        let started = Instant::now();
-        let count = work();
-        println!("{what}: {:?}, {count}", started.elapsed());
-    };
-    for n in [4, 999] {
-        let mut contained = Contained::python(&sleepers(n), n as usize + 1);
-        for _ in 0..3 {
-            timed(&format!("walk to {}", n + 1), Box::new(|| descendants(contained.root.id()).unwrap().entries.len()));
-            timed("a table", Box::new(|| Table::read().unwrap().entries().len()));
-        }
-        contained.kill();
-    }
-    for _ in 0..3 {
-        let Some(mut rig) = Rig::new(false) else { break };
-        let (_, cgroup, _) = rig.launch(&format!("exec python3 -c '{}'", sleepers(999).replace('\'', "\"")));
-        until("ready", || rig.tmp.path().join("ready").exists());
-        let started = Instant::now();
-        let killed = rig.host.kill(&cgroup).unwrap();
-        rig.until_empty(&cgroup, |_, _| {});
-        println!("cgroup.kill of {killed}: empty after {:?}", started.elapsed());
-        rig.remove(&cgroup);
-    }
-    for by_tree in [true, false, true, false, true, false] {
-        let mut contained = Contained::python(&sleepers(999), 1000);
-        let started = Instant::now();
-        match by_tree {
-            true => drop(contained.tree().kill().unwrap()),
-            false => end(&descendants(contained.root.id()).unwrap().entries.iter().map(Entry::id).collect::<Vec<_>>()),
-        }
-        let returned = started.elapsed();
-        until("empty", || contained.is_empty());
-        let how = if by_tree { "kill of a tree" } else { "SIGKILL to each" };
-        println!("{how} of 1000: returned after {returned:?}, empty after {:?}", started.elapsed());
-    }
-    let roots: Vec<Contained> = (0..100).map(|_| Contained::python(&sleepers(4), 5)).collect();
-    for _ in 0..3 {
-        let started = Instant::now();
-        let table = Table::read().unwrap();
-        let tasks: u64 = roots.iter().map(|r| r.tree().sample(&table).unwrap().tasks.unwrap()).sum();
-        println!("sample of 100 roots, {tasks} tasks of {} processes: {:?}", table.entries().len(), started.elapsed());
-    }
 }

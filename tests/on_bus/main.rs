@@ -9,6 +9,7 @@ mod rig;
 
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::process::Stdio;
 use std::time::Duration;
 
 use common::*;
@@ -87,6 +88,24 @@ fn the_own_run_is_seen_and_ended_by_every_client() {
     let done = rig.python(ANN, "client.py", &[&by_python.run]).output().unwrap();
     let said = String::from_utf8_lossy(&done.stdout);
     assert_eq!(said, "phase running\nlisted True\nmanaged True\nmode force\noutcome killed\n", "{done:?}");
+}
+
+#[test]
+fn a_child_that_has_become_somebody_else_is_not_taken_over() {
+    needs_bus!();
+    let rig = Rig::system();
+    let program = rig.path("sleep-as-root");
+    std::fs::copy("/bin/sleep", &program).unwrap();
+    rustix::fs::chmod(&program, rustix::fs::Mode::from_raw_mode(0o4755)).unwrap();
+    let said = |program: &str| {
+        let done = rig.python(ANN, "attach.py", &["--executed", program]).stdin(Stdio::null()).output().unwrap();
+        String::from_utf8_lossy(&done.stdout).trim().to_owned()
+    };
+    let own = said("/bin/sleep");
+    assert!(is_run_id(&own), "as ANN it is taken: {own}");
+    let refused = said(program.to_str().unwrap());
+    assert!(refused.starts_with("org.guardian.Guardian1.Error.NotAuthorized process "), "{refused}");
+    assert!(refused.contains("does not run as uid 1 in every respect"), "{refused}");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use super::cgroup::HostCgroup;
 use crate::kernel::mount::Cgroup2Mount;
 use crate::kernel::{Exec, KernelError, process};
 use crate::launch::gate::Gate;
-use crate::launch::systemd::{Manager, ScopeRequest, ServiceWanted, Started, Told, UnitKind};
+use crate::launch::systemd::{Manager, ScopeRequest, ServiceWanted, Started, UnitKind};
 use crate::launch::wrapper;
 use crate::model::{ContainerId, ExitStatus, RunId, RunSpec};
 
@@ -48,7 +48,7 @@ pub struct HostUnit {
     acted: Cell<bool>,
     asked: Cell<bool>,
     /// What systemd said when it was asked last.
-    told: Slot<Option<Told>>,
+    told: Slot<Option<ExitStatus>>,
     status: RefCell<Option<ExitStatus>>,
     found_empty: Cell<u32>,
 }
@@ -207,8 +207,8 @@ impl HostUnit {
 
     fn take_told(&self) {
         let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(Some(Told { status: Some(status), .. })) = &*told {
-            self.status.replace(Some(*status));
+        if let Some(Some(status)) = *told {
+            self.status.replace(Some(status));
         }
     }
 

@@ -41,13 +41,13 @@ use bus::Place;
 use jobs::{Jobs, Line};
 pub use names::{UnitKind, run_of, slice as slice_of, unit as unit_of};
 use scope::{Surroundings, Wanted};
-pub use service::{Told, Wanted as ServiceWanted};
+pub use service::Wanted as ServiceWanted;
 
 use super::mark::Owner;
 use crate::kernel::KernelError;
 use crate::kernel::cgroup::CgroupDir;
 use crate::kernel::mount::{self, Cgroup2Mount};
-use crate::model::{ProcessId, Resources, RunId};
+use crate::model::{ExitStatus, ProcessId, Resources, RunId};
 
 /// How much longer than its own deadline the thread is waited for.
 const SLACK: Duration = Duration::from_secs(3);
@@ -170,8 +170,9 @@ enum Request {
     Collect(RunId, UnitKind),
 }
 
-/// Told, as [`Done`], what systemd knows of a unit: none when it knows no such unit any more, or does not answer.
-pub type Looked = Box<dyn FnOnce(Option<Told>) + Send>;
+/// Told, as [`Done`], how the main process of a service ended: none while it runs, for a scope, and when systemd knows no such
+/// unit any more or does not answer.
+pub type Looked = Box<dyn FnOnce(Option<ExitStatus>) + Send>;
 
 #[derive(Clone)]
 struct WakeFn(Wake);
@@ -256,7 +257,7 @@ impl Manager {
         self.ask(Request::Service(Box::new(wanted), done));
     }
 
-    /// Asks what systemd knows of the unit of a run. What was done to the unit before is known when this is told.
+    /// Asks systemd how a run's main process ended. What was done to its unit before is known when this is told.
     pub fn look(&self, run: RunId, kind: UnitKind, looked: Looked) {
         self.ask(Request::Look(run, kind, looked));
     }
@@ -420,12 +421,12 @@ impl Link {
         }
     }
 
-    async fn look(&self, run: RunId, kind: UnitKind) -> Option<Told> {
+    async fn look(&self, run: RunId, kind: UnitKind) -> Option<ExitStatus> {
         let Line { bus, .. } = self.line().await.ok()?;
         let unit = names::unit(run, kind);
         let look = async {
             match kind {
-                UnitKind::Service => service::look(&bus, &unit).await.ok(),
+                UnitKind::Service => service::status(&bus, &unit).await.ok().flatten(),
                 // Nothing is kept of a scope; that it was asked for is what counts.
                 UnitKind::Scope => {
                     let _ = scope::property_of(&bus, &unit, kind, "ControlGroup").await;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
-use zbus::{Connection, OwnedObjectPath, OwnedVariant, Variant};
+use zbus::{Connection, OwnedObjectPath, Variant};
 
 use super::bus::{self, Object, SYSTEMD, THE_MANAGER, call};
 use super::jobs::Line;
@@ -164,32 +164,18 @@ async fn main_pid(bus: &Connection, unit: &str) -> zbus::Result<u32> {
     bus::property(bus, at, "MainPID").await
 }
 
-/// What systemd knows of a service.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Told {
-    /// Its main process; 0 when that has exited.
-    pub main_pid: u32,
-    /// Its cgroup, as systemd names it.
-    pub cgroup: String,
-    /// How its main process ended.
-    pub status: Option<ExitStatus>,
-}
-
-/// Asks what systemd knows of a service.
-pub(super) async fn look(bus: &Connection, unit: &str) -> zbus::Result<Told> {
+/// Asks systemd how the main process of a service ended, if it has. An error: it knows no such unit.
+pub(super) async fn status(bus: &Connection, unit: &str) -> zbus::Result<Option<ExitStatus>> {
     let path: OwnedObjectPath = call(bus, THE_MANAGER, "GetUnit", &(unit,)).await?;
-    let at = Object { name: SYSTEMD, path: path.as_str(), interface: "org.freedesktop.DBus.Properties" };
-    let all: std::collections::HashMap<String, OwnedVariant> = call(bus, at, "GetAll", &(INTERFACE,)).await?;
-    let number = |name: &str| all.get(name).and_then(|v| u32::try_from(v).ok()).unwrap_or_default();
-    let signed = |name: &str| all.get(name).and_then(|v| i32::try_from(v).ok()).unwrap_or_default();
-    let cgroup = all.get("ControlGroup").and_then(|v| <&str>::try_from(v).ok()).unwrap_or_default().to_owned();
+    let at = Object { name: SYSTEMD, path: path.as_str(), interface: INTERFACE };
     // CLD_EXITED, CLD_KILLED and CLD_DUMPED of waitid(2); 0 while it runs.
-    let status = match signed("ExecMainCode") {
-        nix::libc::CLD_EXITED => Some(ExitStatus::Exited(signed("ExecMainStatus"))),
-        nix::libc::CLD_KILLED | nix::libc::CLD_DUMPED => Some(ExitStatus::Signaled(signed("ExecMainStatus"))),
+    Ok(match bus::property(bus, at, "ExecMainCode").await? {
+        nix::libc::CLD_EXITED => Some(ExitStatus::Exited(bus::property(bus, at, "ExecMainStatus").await?)),
+        nix::libc::CLD_KILLED | nix::libc::CLD_DUMPED => {
+            Some(ExitStatus::Signaled(bus::property(bus, at, "ExecMainStatus").await?))
+        }
         _ => None,
-    };
-    Ok(Told { main_pid: number("MainPID"), cgroup, status })
+    })
 }
 
 /// The main process, held. That it is in the unit's cgroup is checked afterwards, when its number is its own.
