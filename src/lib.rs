@@ -12,6 +12,7 @@
 //! and the store's (SQLite); the journal has a fourth, because its socket can block.
 //!
 //! Imports point one way: `model ← engine ← daemon → kernel, launch, store`; `bus` sees `model` and the command channel;
+//! `stream`, the halves of a socket for zbus, is seen by `bus` and `launch`;
 //! `cli` sees `model`, the bus's client, `config`, and the launch of a foreground run. A test holds this.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
@@ -25,3 +26,4 @@ pub mod kernel;
 pub mod launch;
 pub mod model;
 pub mod store;
+pub mod stream;

@@ -165,6 +165,30 @@ fn a_run_is_found_by_a_unique_beginning_only_by_who_may_see_it() {
 }
 
 #[test]
+fn a_live_run_is_explained_as_it_is_and_a_killed_one_as_it_was() {
+    let i = quiet();
+    let killed = finished(2, i.uid);
+    let receipt = killed.receipt.clone().unwrap();
+    i.published.show(live(1, i.uid));
+    i.shelf.runs.lock().unwrap().extend([killed, RunView { receipt: None, ..finished(3, i.uid) }]);
+    wait(async {
+        let client = Client::connect(&i.socket).await.unwrap();
+        let now = client.explain("run_000000000001").await.unwrap();
+        let pid = live(1, i.uid).spec.main.unwrap().pid;
+        assert_eq!(now.sentence, format!("sh (pid {pid}) waits for something that cannot be read here"));
+        assert_eq!((now.run, now.is_kept, now.seen_at, now.evidence.total), (id(1), false, Wall(6), 1));
+        assert_eq!(now.details.len(), 1);
+        let kept = client.explain("run_000000000002").await.unwrap();
+        assert_eq!((kept.sentence, kept.is_kept, kept.seen_at), (receipt.explanation, true, receipt.requested_at));
+        assert_eq!(kept.evidence.processes, receipt.processes);
+        let kind = async |text: &str| client.explain(text).await.unwrap_err().kind;
+        assert_eq!(kind("run_000000000003").await, ErrorKind::AlreadyFinished);
+        assert_eq!(kind("run_000000000004").await, ErrorKind::NoSuchRun);
+        assert_eq!(kind("run_0").await, ErrorKind::AmbiguousRunId);
+    });
+}
+
+#[test]
 fn a_wait_ends_with_the_run_or_with_its_time() {
     let i = quiet();
     i.published.show(live(1, i.uid));

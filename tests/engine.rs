@@ -5,18 +5,58 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod engine_world;
+#[path = "engine_world/escapees.rs"]
+mod escapees;
+#[path = "engine_world/heartbeats.rs"]
+mod heartbeats;
 
 use std::time::Duration;
 
 use engine_world::{Bench, Op, Store};
-use guardian::model::{Containment, ErrorKind, ExitStatus, KillMode, KillReason, Outcome, Phase, Rule};
+use guardian::model::{
+    Action, Containment, ErrorKind, ExitStatus, KillMode, KillReason, Outcome, Phase, Readiness, Rule, Watch,
+};
 use proptest::prelude::*;
+
+fn watch() -> impl Strategy<Value = Watch> {
+    let action = || prop_oneof![1 => Just(Action::Off), 1 => Just(Action::Warn), 2 => Just(Action::Kill)];
+    let time = || prop_oneof![Just(None), (1000u64..30_000).prop_map(|ms| Some(Duration::from_millis(ms)))];
+    (action(), action(), time(), action(), time(), action(), time(), prop::bool::weighted(0.2), action()).prop_map(
+        |(
+            init_action,
+            idle_action,
+            idle_timeout,
+            spin_action,
+            spin_timeout,
+            max_runtime_action,
+            input_timeout,
+            dry_run,
+            escapees,
+        )| {
+            let input_action = Action::Warn;
+            Watch {
+                init_action,
+                max_runtime_action,
+                idle_timeout,
+                idle_action,
+                spin_timeout,
+                spin_action,
+                input_timeout,
+                input_action,
+                escapees,
+                pressure_max_percent: None,
+                dry_run,
+                ..Watch::default()
+            }
+        },
+    )
+}
 
 fn ops() -> impl Strategy<Value = Vec<Op>> {
     let run = 0usize..4;
     let op = prop_oneof![
-        4 => (any::<bool>(), prop_oneof![Just(0u64), 1u64..20_000], prop_oneof![Just(0u64), 1u64..20_000], 0u64..5_000)
-            .prop_map(|(detached, init, max, grace)| Op::Launch { detached, init_ms: init, max_ms: max, grace_ms: grace }),
+        4 => (any::<bool>(), prop_oneof![Just(0u64), 1u64..20_000], prop_oneof![Just(0u64), 1u64..20_000], 0u64..5_000, watch())
+            .prop_map(|(detached, init, max, grace, watch)| Op::Launch { detached, init_ms: init, max_ms: max, grace_ms: grace, watch }),
         4 => (run.clone(), any::<bool>()).prop_map(|(run, force)| Op::Kill { run, force }),
         4 => (run.clone(), any::<bool>(), prop::bool::weighted(0.1))
             .prop_map(|(run, ignores_term, stuck)| Op::Fork { run, ignores_term, stuck }),
@@ -25,7 +65,10 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         2 => run.clone().prop_map(|run| Op::Report { run }),
         2 => run.clone().prop_map(|run| Op::ClientDies { run }),
         2 => run.clone().prop_map(|run| Op::Output { run }),
-        2 => (run.clone(), any::<bool>(), 1u64..10_000).prop_map(|(run, init, ms)| Op::Extend { run, init, ms }),
+        2 => (run.clone(), prop::sample::select(Rule::TIMED.to_vec()), 1u64..10_000).prop_map(|(run, rule, ms)| Op::Extend { run, rule, ms }),
+        3 => (run.clone(), 0u64..2_000, 0u64..3).prop_map(|(run, cpu_ms, bytes)| Op::Does { run, cpu_ms, bytes }),
+        1 => (run.clone(), prop::bool::weighted(0.8), any::<bool>()).prop_map(|(run, activity, input)| Op::Shows { run, activity, input }),
+        2 => Just(Op::Sample),
         1 => (run.clone(), any::<bool>()).prop_map(|(run, frozen)| Op::Freeze { run, frozen }),
         8 => prop_oneof![1u64..50, 50u64..700, 700u64..30_000, Just(61_000u64)].prop_map(|ms| Op::Pass { ms }),
         2 => prop_oneof![Just(Store::Well), Just(Store::Stuck), Just(Store::Failing), Just(Store::Full)].prop_map(Op::Store),
@@ -33,7 +76,10 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         1 => run.clone().prop_map(|run| Op::Replace { run }),
         1 => run.clone().prop_map(|run| Op::Scatter { run }),
         1 => run.clone().prop_map(|run| Op::Stop { run }),
-        1 => run.prop_map(|run| Op::Unstick { run }),
+        3 => run.clone().prop_map(|run| Op::Escape { run }),
+        1 => prop::bool::weighted(0.3).prop_map(|stuck| Op::SeekerStuck { stuck }),
+        1 => run.clone().prop_map(|run| Op::Unstick { run }),
+        4 => (run, heartbeats::message()).prop_map(|(run, said)| Op::Say { run, said }),
         2 => any::<bool>().prop_map(|rebooted| Op::Crash { rebooted }),
     ];
     prop::collection::vec(op, 1..40)
@@ -48,8 +94,10 @@ proptest! {
 
     /// Every invariant is checked after every step of every sequence; `engine_world` says which and how.
     #[test]
-    fn the_rules_hold_over_random_sequences(ops in ops()) {
+    fn the_rules_hold_over_random_sequences(ops in ops(), late in heartbeats::action(), notify in any::<bool>()) {
         let mut bench = Bench::new();
+        bench.heartbeat_action = late;
+        bench.readiness = if notify { Readiness::Notify } else { Readiness::Output };
         for op in ops {
             bench.apply(op);
         }
@@ -85,6 +133,27 @@ fn a_run_that_shows_output_is_not_killed_for_initialization_even_at_the_last_mom
     b.pass_ms(50);
     assert_eq!(b.phase(ready), Some(Phase::Running));
     assert_eq!(b.finished(silent).and_then(|v| v.outcome).map(|o| o.exit_status()), Some(124));
+}
+
+#[test]
+fn an_idle_run_is_ended_after_its_time_and_one_that_moved_is_not() {
+    let mut b = Bench::new();
+    b.watch = Watch { idle_timeout: Some(Duration::from_secs(6)), idle_action: Action::Kill, ..Watch::default() };
+    let (idle, busy) = (b.launch(true, 0, 0, 100), b.launch(true, 0, 0, 100));
+    for _ in 0..8 {
+        b.apply(Op::Does { run: 1, cpu_ms: 0, bytes: 1 });
+        b.pass_ms(1_000);
+        b.apply(Op::Sample);
+    }
+    let outcome = b.finished(idle).and_then(|v| v.outcome);
+    assert_eq!(
+        outcome.map(|o| (o.exit_status(), o.to_string())),
+        Some((124, "killed(idle_timeout of 6 s is over)".into()))
+    );
+    assert_eq!(b.phase(busy), Some(Phase::Initializing));
+    b.apply(Op::Shows { run: 1, activity: false, input: false });
+    b.pass_ms(60_000);
+    assert_eq!(b.phase(busy), Some(Phase::Initializing), "what is not known is not idle");
 }
 
 #[test]
@@ -195,6 +264,23 @@ fn a_stuck_store_delays_a_kill_by_half_a_second_and_no_more() {
     b.pass_ms(2);
     assert_eq!(b.acts(run), 1);
     assert_eq!(b.journalled(), 1, "the journal has the intent that the store could not take");
+}
+
+#[test]
+fn a_limit_is_kept_to_while_hundreds_of_slow_runs_are_warned_of() {
+    let mut b = Bench::new();
+    let warned: Vec<_> = (0..500).map(|_| b.launch(true, 0, 100_000, 0)).collect();
+    let ended = b.launch(true, 0, 80_020, 0);
+    let due = b.now() + Duration::from_millis(80_020);
+    b.evidence_takes(20);
+    b.pass_ms(79_000);
+    assert!(warned.iter().all(|run| b.reasons(*run).is_empty()));
+    b.pass_ms(1_030);
+    let late = b.first_act(ended).expect("ended").since(due);
+    assert!(late < Duration::from_millis(100), "{late:?} late");
+    // All of them are warned of, which takes 10 s here, with what they wait for.
+    let told = warned.iter().filter(|run| b.reasons(**run).iter().any(|r| r.text.contains("sim (pid ")));
+    assert_eq!(told.count(), 500, "{:?}", b.reasons(warned[0]));
 }
 
 #[test]

@@ -6,7 +6,9 @@
 
 mod common;
 
-use common::{Done, PATIENCE, Place, Row, Run, Started, World, eventually, is_alive, lines, proc_stat, signal, start};
+use common::{
+    Done, PATIENCE, Place, Row, Run, Started, World, all_hold, eventually, is_alive, lines, proc_stat, signal, start,
+};
 use guardian::failpoint;
 use guardian::model::{EventKind, Phase};
 use rustix::process::Signal;
@@ -82,18 +84,12 @@ fn dies_at(place: Place, failpoint: &str, how: How) {
     world.assert_nothing_left();
 }
 
-/// All failpoints of a group, both ways; names every one that failed.
+/// All failpoints of a group, both ways.
 fn dies_at_each(place: Place, group: &str) {
     needs_place!(place);
-    let mut failed = Vec::new();
-    for name in failpoint::ALL.iter().filter(|name| name.starts_with(group)) {
-        for how in [How::Detached, How::Foreground] {
-            if std::panic::catch_unwind(|| dies_at(place, name, how)).is_err() {
-                failed.push(format!("{name} ({how:?})"));
-            }
-        }
-    }
-    assert!(failed.is_empty(), "{failed:#?}");
+    let names = failpoint::ALL.iter().filter(|name| name.starts_with(group));
+    let cases = names.flat_map(|name| [(name, How::Detached), (name, How::Foreground)]).collect();
+    all_hold(cases, |(name, how)| dies_at(place, name, *how));
 }
 
 /// The client's end. A foreground client may not outlive its run.
@@ -181,20 +177,16 @@ mod subtree {
     }
 }
 
-/// All of these, both ways, with and without a PID namespace; names every one that failed.
+/// All of these, both ways, with and without a PID namespace.
 fn shim_dies_at_each(failpoints: &[&str]) {
     needs_place!(Place::User);
-    let mut failed = Vec::new();
+    let mut cases = Vec::new();
     for failpoint in failpoints {
         for how in [How::Detached, How::Foreground] {
-            for isolated in [false, true] {
-                if std::panic::catch_unwind(|| shim_dies_at(failpoint, how, isolated)).is_err() {
-                    failed.push(format!("{failpoint} ({how:?}, isolated: {isolated})"));
-                }
-            }
+            cases.extend([(*failpoint, how, false), (*failpoint, how, true)]);
         }
     }
-    assert!(failed.is_empty(), "{failed:#?}");
+    all_hold(cases, |(failpoint, how, isolated)| shim_dies_at(failpoint, *how, *isolated));
 }
 
 /// The shim dies at the failpoint; its command exits with 7 and leaves a process behind that ignores SIGTERM.

@@ -8,19 +8,21 @@ use std::path::{Path, PathBuf};
 const MAY_SEE: &[(&str, &[&str])] = &[
     ("model", &[]),
     ("failpoint", &[]),
+    ("stream", &[]),
     ("engine", &["model"]),
     ("config", &["model"]),
     ("kernel", &["model", "failpoint"]),
-    ("launch", &["model", "kernel", "failpoint"]),
+    ("launch", &["model", "kernel", "failpoint", "stream"]),
     ("store", &["model", "failpoint"]),
     ("daemon", &["model", "engine", "config", "kernel", "launch", "store", "bus", "failpoint"]),
-    ("bus", &["model", "daemon::command", "daemon::published"]),
+    ("bus", &["model", "daemon::command", "daemon::published", "stream", "failpoint"]),
     (
         "cli",
         &[
             "model",
             "config",
             "bus::client",
+            "launch::environment",
             "launch::foreground",
             "launch::gate",
             "launch::orphans",

@@ -161,6 +161,28 @@ fn what_the_packages_name_exists_and_both_have_the_same() {
     }
 }
 
+/// A promise whose test was renamed or removed is none.
+#[test]
+fn each_test_that_the_promises_name_exists() {
+    let sources: Vec<String> = ["src", "tests"].into_iter().flat_map(walk).collect();
+    let code =
+        |ends: &[&str]| sources.iter().filter(|f| ends.iter().any(|e| f.ends_with(e))).map(read).collect::<String>();
+    let code = code(&[".rs", ".py"]);
+    let promises = read("packaging/doc/SAFETY.md");
+    // What has four words or more, all of small letters, is the name of a test.
+    let is_name = |word: &str| {
+        word.matches('_').count() >= 3
+            && word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+    };
+    let names: BTreeSet<_> = promises.split('`').skip(1).step_by(2).filter(|word| is_name(word)).collect();
+    assert!(names.len() > 40, "{names:?}");
+    let missing: Vec<_> = names
+        .into_iter()
+        .filter(|name| !["fn", "def"].iter().any(|define| code.contains(&format!("{define} {name}("))))
+        .collect();
+    assert!(missing.is_empty(), "{missing:#?}");
+}
+
 #[test]
 fn no_script_of_a_package_stops_runs() {
     for file in walk("packaging/deb").into_iter().chain(walk("packaging/rpm")) {

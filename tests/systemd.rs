@@ -1,6 +1,5 @@
-//! The backend `systemd`, against a real user's manager: as the ordinary user `user` with a session bus, in a virtual
-//! machine. Run it with `--ignored --test-threads=1 --nocapture`: it stops the manager, and kills the bus. The machine
-//! needs `loginctl enable-linger user`, and the tests no environment but PATH.
+//! The backend `systemd`, against a real user's manager: tests/vm/inside/backend.py runs it in machines, as an ordinary user
+//! with a session bus. It stops the manager, and kills the bus.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::io::Write as _;
@@ -375,7 +374,8 @@ fn a_bus_that_goes_away_is_an_error_at_once_and_the_next_run_finds_the_next_bus(
     let answer = rig.ask(new_run(), main.pid(), "bus", Resources::default());
     std::thread::sleep(Duration::from_millis(300));
     let started = Instant::now();
-    assert!(Command::new("pkill").args(["-KILL", "-u", "user", "-x", "dbus-daemon"]).status().unwrap().success());
+    let own = rustix::process::geteuid().as_raw().to_string();
+    assert!(Command::new("pkill").args(["-KILL", "-u", &own, "-x", "dbus-daemon"]).status().unwrap().success());
     let answer = answer.recv_timeout(PATIENCE);
     let took = started.elapsed();
     signal_manager(pid, "-CONT");

@@ -34,6 +34,12 @@ impl Instance {
         Self::start_in(dir, CONFIG)
     }
 
+    /// Starts one that samples as often as it does if nothing is configured.
+    pub fn start_as_usual() -> Self {
+        let dir = tempfile::Builder::new().prefix("gb-").tempdir_in("/tmp").unwrap();
+        Self::start_in(dir, "[instance]\nidle_exit = \"1h\"\nmax_runs = 10000\n")
+    }
+
     /// Starts one that contains runs in this way.
     pub fn start_with_backend(backend: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("gb-").tempdir_in("/tmp").unwrap();
@@ -75,6 +81,12 @@ impl Instance {
     pub fn run(&self, command: &[&str]) -> RunId {
         let request = request(command);
         self.runtime.block_on(self.client.start(&request)).unwrap()
+    }
+
+    /// The same with a `max_runtime`.
+    pub fn run_for(&self, command: &[&str], max_runtime: Duration) -> RunId {
+        let limits = LimitUpdate { max_runtime: Some(Some(max_runtime)), ..request(command).limits };
+        self.runtime.block_on(self.client.start(&LaunchRequest { limits, ..request(command) })).unwrap()
     }
 
     /// AttachRun: a process of ours, already started, as a foreground run.
@@ -170,7 +182,7 @@ fn write_history(state: &std::path::Path, events: u64) {
             details: serde_json::json!({ "number": i }),
         };
         let writes = (start..(start + 1000).min(events)).map(|i| Write::Audit(event(i))).collect();
-        let mut batch = Batch { writes, ticket: None };
+        let mut batch = Batch { writes, ticket: None, is_provisional: false };
         while let Err(back) = writer.submit(batch) {
             batch = back;
             std::thread::sleep(Duration::from_millis(1));

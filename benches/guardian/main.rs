@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod adaptor;
+mod evidence;
 mod host;
 mod kill;
 mod launch;
@@ -44,8 +45,9 @@ fn main() {
         true => Extent { quick, rounds: 5, seconds: 5 },
         false => Extent { quick, rounds: 20, seconds: 20 },
     };
-    let sections: [Section; 5] = [
+    let sections: [Section; 6] = [
         ("kill", kill::measure),
+        ("evidence", evidence::measure),
         ("launch", launch::measure),
         ("subtree", subtree::measure),
         ("idle", scale::idle),

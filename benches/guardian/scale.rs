@@ -45,9 +45,13 @@ pub fn measure(extent: Extent, table: &mut Table) {
     let instance = Instance::start();
     let runs = start(&instance, 1000);
     watched(extent, table, &instance, &runs, "", promises);
+    late(table, &instance);
     instance.kill_all(&runs);
     drop(instance);
 
+    if !extent.quick {
+        as_usual(table);
+    }
     attached(table, if extent.quick { 200 } else { 1000 });
 
     // Linear in runs and flat in history: the promises of 1,000 runs, five times; history adds nothing.
@@ -85,7 +89,7 @@ fn watched(extent: Extent, table: &mut Table, instance: &Instance, runs: &[RunId
     std::thread::sleep(seconds);
     let ours = percent(cpu_time(pid) - before, seconds);
     let cgroups: Vec<PathBuf> = views.iter().filter_map(|v| Some(v.container.as_ref()?.path().to_owned())).collect();
-    let bare = percent(bare_loop(&cgroups, extent.seconds), seconds);
+    let bare = percent(bare_loop(&cgroups, extent.seconds, Duration::from_secs(1)), seconds);
     let what = format!("sampling each second, of a core, {of_runs}");
     table.add(&what, Unit::Percent, ours, Some(("two kept descriptors", bare)), promises.sampling_percent);
 
@@ -118,21 +122,54 @@ fn percent(cpu: Duration, of: Duration) -> f64 {
     cpu.as_secs_f64() / of.as_secs_f64() * 100.0
 }
 
-/// The least that sampling could cost: two files a run kept open, each read once a second.
-fn bare_loop(cgroups: &[PathBuf], seconds: u64) -> Duration {
+/// The least that sampling could cost: two files a run kept open, each read once in a while.
+fn bare_loop(cgroups: &[PathBuf], rounds: u64, interval: Duration) -> Duration {
     let names = ["cpu.stat", "cgroup.events"];
     let paths = cgroups.iter().flat_map(|c| names.map(|name| c.join(name)));
     let files: Vec<File> = paths.filter_map(|path| File::open(path).ok()).collect();
     let mut buffer = [0; 4096];
     let before = own_cpu_time();
-    for _ in 0..seconds {
+    for _ in 0..rounds {
         let began = Instant::now();
         for file in &files {
             let _ = std::hint::black_box(file.read_at(&mut buffer, 0));
         }
-        std::thread::sleep(Duration::from_secs(1).saturating_sub(began.elapsed()));
+        std::thread::sleep(interval.saturating_sub(began.elapsed()));
     }
     own_cpu_time() - before
+}
+
+/// What watching costs if nothing is configured, over the time in which the rules look at each run once.
+fn as_usual(table: &mut Table) {
+    let instance = Instance::start_as_usual();
+    let runs = start(&instance, 1000);
+    std::thread::sleep(Duration::from_secs(3));
+    // The shortest window is that of input_timeout, 24 s.
+    let (interval, seconds) = (Duration::from_secs(5), Duration::from_secs(48));
+    let before = cpu_time(instance.pid());
+    std::thread::sleep(seconds);
+    let ours = percent(cpu_time(instance.pid()) - before, seconds);
+    let views = instance.list();
+    let cgroups: Vec<PathBuf> = views.iter().filter_map(|v| Some(v.container.as_ref()?.path().to_owned())).collect();
+    let bare = percent(bare_loop(&cgroups, 9, interval), seconds);
+    let what = "watching as usual, samples each 5 s and looks, of a core, 1000 runs";
+    table.add(what, Unit::Percent, ours, Some(("two kept descriptors", bare)), Promise::AtMost(0.3));
+    instance.kill_all(&runs);
+}
+
+/// How long after its deadline a run's kill begins, while all the others are watched.
+fn late(table: &mut Table, instance: &Instance) {
+    const RUNS: usize = 50;
+    let allowed = Duration::from_millis(1500);
+    let runs: Vec<RunId> = (0..RUNS).map(|_| instance.run_for(&SLEEP, allowed)).collect();
+    let late = runs.into_iter().map(|run| {
+        let view = instance.wait(run);
+        let (started, receipt) = (view.started_at.unwrap(), view.receipt.unwrap());
+        Duration::from_micros(receipt.requested_at.0.saturating_sub(started.0)).saturating_sub(allowed)
+    });
+    let worst = late.max().unwrap_or_default().as_secs_f64() * 1000.0;
+    let what = format!("  max_runtime beside them, after its deadline, worst of {RUNS}");
+    table.add(&what, Unit::Ms, worst, None, Promise::AtMost(100.0));
 }
 
 /// Foreground runs: the instance also holds the client of each.

@@ -18,17 +18,20 @@ use zbus::wire::NATIVE_ENDIAN;
 use zbus::{Connection, Message, OwnedObjectPath, Type};
 
 use super::error::from_bus;
+use super::explain::ExplanationDict;
 use super::launch::{LaunchDict, ReservedDict};
 use super::manager::{AuditDict, FilterDict, WireEvent};
+use super::samples::{WireSample, sample_from};
 use super::view::{self, KillDict, RunDict, WireProcess, usec};
 use super::wire::{self, Marshalled};
 use super::{BUS_NAME, MANAGER_INTERFACE, MANAGER_PATH, RUN_INTERFACE, run_path};
 use crate::daemon::command::LaunchRequest;
 use crate::model::{
     AuditEvent, AuditRow, Containment, Error, ErrorKind, EventKind, ExitStatus, KillAnswer, KillMode, ProcessSeen,
-    Reserved, RunId, RunView, Wall,
+    Reserved, RunId, RunView, UsageSample, Wall,
 };
 
+pub use super::explain::Explained;
 pub use super::manager::Description;
 pub use super::{AuditReport, Bus, RunFilter};
 
@@ -249,11 +252,24 @@ impl Client {
         dict.try_into()
     }
 
+    /// ExplainRun.
+    pub async fn explain(&self, run: &str) -> Result<Explained, Error> {
+        let dict: ExplanationDict = self.call("ExplainRun", &(run,)).await?;
+        dict.try_into()
+    }
+
     /// The processes of a live run.
     pub async fn processes(&self, run: RunId) -> Result<Vec<ProcessSeen>, Error> {
         let at = (&*run_path(run), RUN_INTERFACE);
         let processes: Vec<WireProcess> = self.call_at(at, "Processes", &(), CALL).await?;
         Ok(view::processes_from(processes))
+    }
+
+    /// What a run used since a time, in order.
+    pub async fn samples(&self, run: RunId, since: Wall) -> Result<Vec<UsageSample>, Error> {
+        let at = (&*run_path(run), RUN_INTERFACE);
+        let samples: Vec<WireSample> = self.call_at(at, "Samples", &(since.0,), CALL).await?;
+        Ok(samples.into_iter().map(sample_from).collect())
     }
 
     /// Events or RunEvents: rows of the audit after this one.

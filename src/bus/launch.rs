@@ -2,13 +2,18 @@
 //! bound is refused in a sentence, and nothing is started.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use zbus::{Array, DeserializeDict, OwnedVariant, SerializeDict, Signature, Type, Variant};
 
 use super::view::{containment_from, usec};
 use crate::daemon::command::LaunchRequest;
-use crate::model::{Error, ErrorKind, InvalidRunId, Readiness, Reserved, RunId, valid_workflow_name};
+use crate::model::{
+    Action, Error, ErrorKind, InvalidRunId, Notification, Notify, Readiness, Reserved, RunId, valid_workflow_name,
+};
 
 /// The most bytes that the command and its arguments may have together.
 const COMMAND_MAX: usize = 1 << 20;
@@ -21,7 +26,7 @@ const NAME_MAX: usize = 128;
 /// The longest duration, in microseconds: 100 years, as in the configuration.
 const DURATION_MAX: u64 = 100 * 365 * 24 * 3600 * 1_000_000;
 
-const KEYS: [&str; 15] = [
+const KEYS: [&str; 26] = [
     "Workflow",
     "Name",
     "Command",
@@ -29,6 +34,17 @@ const KEYS: [&str; 15] = [
     "WorkingDirectory",
     "InitTimeoutUSec",
     "MaxRuntimeUSec",
+    "InitAction",
+    "MaxRuntimeAction",
+    "IdleTimeoutUSec",
+    "IdleAction",
+    "SpinTimeoutUSec",
+    "SpinAction",
+    "InputTimeoutUSec",
+    "InputAction",
+    "Escapees",
+    "HeartbeatTimeoutUSec",
+    "HeartbeatAction",
     "GraceUSec",
     "Readiness",
     "Run",
@@ -52,6 +68,21 @@ pub struct LaunchDict {
     init_timeout_usec: Option<u64>,
     #[zbus(rename = "MaxRuntimeUSec")]
     max_runtime_usec: Option<u64>,
+    init_action: Option<String>,
+    max_runtime_action: Option<String>,
+    #[zbus(rename = "IdleTimeoutUSec")]
+    idle_timeout_usec: Option<u64>,
+    idle_action: Option<String>,
+    #[zbus(rename = "SpinTimeoutUSec")]
+    spin_timeout_usec: Option<u64>,
+    spin_action: Option<String>,
+    #[zbus(rename = "InputTimeoutUSec")]
+    input_timeout_usec: Option<u64>,
+    input_action: Option<String>,
+    escapees: Option<String>,
+    #[zbus(rename = "HeartbeatTimeoutUSec")]
+    heartbeat_timeout_usec: Option<u64>,
+    heartbeat_action: Option<String>,
     #[zbus(rename = "GraceUSec")]
     grace_usec: Option<u64>,
     readiness: Option<String>,
@@ -69,6 +100,7 @@ pub struct LaunchDict {
 impl From<&LaunchRequest> for LaunchDict {
     fn from(r: &LaunchRequest) -> Self {
         let duration = |d: Option<Option<Duration>>| d.map(|d| d.map_or(u64::MAX, usec));
+        let (watch, action) = (&r.limits.watch, |action: Option<Action>| action.map(|a| a.as_str().to_owned()));
         Self {
             workflow: r.workflow.clone(),
             name: r.name.clone(),
@@ -77,6 +109,17 @@ impl From<&LaunchRequest> for LaunchDict {
             working_directory: r.cwd.clone(),
             init_timeout_usec: duration(r.limits.init_timeout),
             max_runtime_usec: duration(r.limits.max_runtime),
+            init_action: action(watch.init_action),
+            max_runtime_action: action(watch.max_runtime_action),
+            idle_timeout_usec: duration(watch.idle_timeout),
+            idle_action: action(watch.idle_action),
+            spin_timeout_usec: duration(watch.spin_timeout),
+            spin_action: action(watch.spin_action),
+            input_timeout_usec: duration(watch.input_timeout),
+            input_action: action(watch.input_action),
+            escapees: action(watch.escapees),
+            heartbeat_timeout_usec: duration(watch.heartbeat_timeout),
+            heartbeat_action: action(watch.heartbeat_action),
             grace_usec: r.limits.grace.map(usec),
             readiness: r.limits.readiness.map(|r| r.as_str().into()),
             run: r.reserved.map(|id| id.to_string()),
@@ -99,6 +142,9 @@ pub struct ReservedDict {
     isolate_pids: Option<bool>,
     data_max_bytes: Option<u64>,
     tasks_max: Option<u64>,
+    notify_socket: Option<Vec<u8>>,
+    #[zbus(rename = "WatchdogUSec")]
+    watchdog_usec: Option<u64>,
 }
 
 impl From<&Reserved> for ReservedDict {
@@ -109,6 +155,8 @@ impl From<&Reserved> for ReservedDict {
             isolate_pids: Some(r.isolate_pids),
             data_max_bytes: r.data_max_bytes,
             tasks_max: r.tasks_max,
+            notify_socket: r.notify.as_ref().map(|n| n.socket.as_os_str().as_bytes().to_vec()),
+            watchdog_usec: r.notify.as_ref().and_then(|n| n.window).map(usec),
         }
     }
 }
@@ -116,6 +164,8 @@ impl From<&Reserved> for ReservedDict {
 impl ReservedDict {
     /// What was reserved under this id.
     pub fn reserved(&self, run: RunId) -> Result<Reserved, Error> {
+        let window = self.watchdog_usec.map(Duration::from_micros);
+        let socket = self.notify_socket.as_deref().map(|path| PathBuf::from(OsStr::from_bytes(path)));
         Ok(Reserved {
             run,
             containment: containment_from(&self.containment)?,
@@ -123,6 +173,7 @@ impl ReservedDict {
             isolate_pids: self.isolate_pids.unwrap_or_default(),
             data_max_bytes: self.data_max_bytes,
             tasks_max: self.tasks_max,
+            notify: socket.map(|socket| Notify { socket, window }),
         })
     }
 }
@@ -150,6 +201,23 @@ pub fn parse(dict: &HashMap<String, OwnedVariant>) -> Result<LaunchRequest, Erro
             "WorkingDirectory" => request.cwd = bytes(key, value)?,
             "InitTimeoutUSec" => request.limits.init_timeout = Some(timer(key, value)?),
             "MaxRuntimeUSec" => request.limits.max_runtime = Some(timer(key, value)?),
+            "HeartbeatTimeoutUSec" => request.limits.watch.heartbeat_timeout = Some(timer(key, value)?),
+            "HeartbeatAction" => {
+                let action = Action::parse_of_heartbeats(&text(key, value)?).map_err(Error::invalid)?;
+                request.limits.watch.heartbeat_action = Some(action);
+            }
+            "IdleTimeoutUSec" => request.limits.watch.idle_timeout = Some(timer(key, value)?),
+            "SpinTimeoutUSec" => request.limits.watch.spin_timeout = Some(timer(key, value)?),
+            "InputTimeoutUSec" => request.limits.watch.input_timeout = Some(timer(key, value)?),
+            "InitAction" => request.limits.watch.init_action = Some(action(key, value)?),
+            "MaxRuntimeAction" => request.limits.watch.max_runtime_action = Some(action(key, value)?),
+            "IdleAction" => request.limits.watch.idle_action = Some(action(key, value)?),
+            "SpinAction" => request.limits.watch.spin_action = Some(action(key, value)?),
+            "Escapees" => request.limits.watch.escapees = Some(action(key, value)?),
+            "InputAction" => {
+                let action = Action::parse_harmless(&text(key, value)?).map_err(Error::invalid)?;
+                request.limits.watch.input_action = Some(action);
+            }
             "GraceUSec" => {
                 let grace = timer(key, value)?;
                 request.limits.grace = Some(grace.ok_or_else(|| Error::invalid("GraceUSec cannot be off"))?);
@@ -287,6 +355,34 @@ fn timer(key: &str, value: &Variant<'_>) -> Result<Option<Duration>, Error> {
     }
 }
 
+fn action(key: &str, value: &Variant<'_>) -> Result<Action, Error> {
+    text(key, value)?.parse().map_err(Error::invalid)
+}
+
+/// Reads what is said for a run: a heartbeat, unless it is said to be about to end.
+pub fn heartbeat(dict: &HashMap<String, OwnedVariant>) -> Result<Notification, Error> {
+    let mut said = Notification::default();
+    for (key, value) in dict {
+        let value: &Variant<'_> = value;
+        match (key.as_str(), value) {
+            ("Ready", Variant::Bool(ready)) => said.ready = *ready,
+            ("Stopping", Variant::Bool(stopping)) => said.stopping = *stopping,
+            ("Ready" | "Stopping", _) => return Err(wrong(key, value, "b")),
+            ("Status", _) => said.status = Some(Notification::status_of(&text(key, value)?)),
+            ("ExtendTimeoutUSec", Variant::U64(usec)) => said.extend = Some(duration(key, *usec)?),
+            ("ExtendTimeoutUSec", _) => return Err(wrong(key, value, "t")),
+            _ => {
+                let shown: String = key.chars().take(40).collect();
+                return Err(Error::invalid(format!(
+                    "{shown:?} is not a key of a heartbeat: use Ready, Status, Stopping and ExtendTimeoutUSec"
+                )));
+            }
+        }
+    }
+    said.heartbeat = !said.stopping;
+    Ok(said)
+}
+
 /// Refuses what a caller says about a duration when it is longer than any limit may be.
 pub fn duration(name: &str, usec: u64) -> Result<Duration, Error> {
     if usec > DURATION_MAX {
@@ -300,7 +396,7 @@ mod tests {
     use zbus::wire::{LE, serialized::Context, to_bytes};
 
     use super::*;
-    use crate::model::LimitUpdate;
+    use crate::model::{LimitUpdate, WatchUpdate};
 
     fn request() -> LaunchRequest {
         LaunchRequest { argv: vec![b"sh".to_vec(), b"-c".to_vec()], cwd: b"/tmp".to_vec(), ..LaunchRequest::default() }
@@ -327,6 +423,21 @@ mod tests {
         let limits = LimitUpdate {
             init_timeout: Some(None),
             max_runtime: Some(Some(Duration::from_secs(3))),
+            watch: WatchUpdate {
+                init_action: Some(Action::Warn),
+                max_runtime_action: Some(Action::Off),
+                heartbeat_timeout: Some(Some(Duration::from_secs(9))),
+                heartbeat_action: Some(Action::KillIfIdle),
+                idle_timeout: Some(None),
+                idle_action: Some(Action::Kill),
+                spin_timeout: Some(Some(Duration::from_secs(9))),
+                spin_action: Some(Action::Off),
+                input_timeout: Some(Some(Duration::from_secs(8))),
+                input_action: Some(Action::Warn),
+                escapees: Some(Action::Kill),
+                pressure_max_percent: None,
+                dry_run: None,
+            },
             grace: Some(Duration::from_millis(5)),
             readiness: Some(Readiness::Exec),
             memory_max_bytes: Some(Some(1 << 30)),
@@ -376,6 +487,8 @@ mod tests {
         assert_eq!(refused("Environment", vec!["OK=1", "SECRET"].into()), "entry 1 of Environment is not KEY=VALUE");
         assert!(refused("Environment", vec!["=x"].into()).contains("entry 0"));
         assert!(refused("TasksMax", 0u64.into()).contains("1 or more"));
-        assert!(refused("Readiness", "maybe".into()).contains("output or exec"));
+        assert!(refused("IdleAction", "stop".into()).contains("off, warn or kill"));
+        assert!(refused("InputAction", "kill".into()).contains("off or warn"));
+        assert!(refused("Readiness", "maybe".into()).contains("output, exec or notify"));
     }
 }

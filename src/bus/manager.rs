@@ -1,6 +1,7 @@
 //! `org.guardian.Guardian1.Manager`: requests, reads and the audit. Its argument names and properties are the file
 //! packaging/dbus/org.guardian.Guardian1.xml, which a test holds it to.
 
+use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use zbus::{Connection, DeserializeDict, OwnedObjectPath, OwnedVariant, Serialize
 
 use super::access::{Request, unexpected};
 use super::error::Refusal;
+use super::explain::{ExplanationDict, explanation};
 use super::launch::ReservedDict;
 use super::rights::{Peer, Right};
 use super::view::{self, KillDict, RunDict};
@@ -17,7 +19,10 @@ use super::wire::Marshalled;
 use super::{RunFilter, Services, access, launch, run_path};
 use crate::daemon::command::{Answer, Command};
 use crate::daemon::published::Ending;
-use crate::model::{AuditRow, Error, ErrorKind, KillMode, Phase, Rule, RunId, RunView, Wall};
+use crate::failpoint;
+use crate::model::{
+    Actor, AuditRow, Error, ErrorKind, KillAnswer, KillMode, KillReason, Phase, Rule, RunId, RunView, Wall,
+};
 
 /// The most audit rows in one answer.
 const EVENTS_MAX: u32 = 10_000;
@@ -173,6 +178,7 @@ impl Manager {
     }
 
     async fn launched(&self, command: Command) -> Result<(String, OwnedObjectPath), Refusal> {
+        let _ = failpoint::hit("bus.launch");
         match self.request().ask(command).await? {
             Answer::Run(id) => Ok((id.to_string(), object_path(id)?)),
             other => Err(unexpected(&other).into()),
@@ -282,9 +288,21 @@ impl Manager {
     async fn kill_run(&self, run: &str, mode: &str, reason: String) -> Result<KillDict, Refusal> {
         let _turn = self.turn().await?;
         let (mode, text) = kill_arguments(mode, reason)?;
-        let run = self.request().find_live(run, Right::KillRun).await?;
-        match self.request().ask(Command::Kill { run, mode, text }).await? {
-            Answer::Kill(answer) => Ok(KillDict::from(&answer)),
+        let found = self.request().find_live(run, Right::KillRun).await;
+        if let (Err(e), Ok(run)) = (&found, run.parse())
+            && failpoint::without("guard.refusal").as_deref() == Some(e.kind.as_str())
+        {
+            let reason = KillReason::Requested { text };
+            let never = KillAnswer { run, mode, reason, actor: Actor::Guardian, requested_at: Wall(0) };
+            return Ok(KillDict::from(&never));
+        }
+        match self.request().ask(Command::Kill { run: found?, mode, text }).await? {
+            Answer::Kill(mut answer) => {
+                if failpoint::without("guard.one_kill").is_some() {
+                    answer.requested_at.0 += u64::from(mode == KillMode::Force);
+                }
+                Ok(KillDict::from(&answer))
+            }
             other => Err(unexpected(&other).into()),
         }
     }
@@ -370,6 +388,7 @@ impl Manager {
         if filter.all_users && !see_all {
             return Err(access::lacks(Right::ReadAll).into());
         }
+        let shown = |v: &RunView| see_all || access::may_see(&self.peer.caller, v);
         if filter.finished {
             let wanted = filter.uid.is_none_or(|wanted| see_all || wanted == uid);
             if wanted {
@@ -379,11 +398,16 @@ impl Manager {
                 }
                 over = self.request().read(move |h| h.runs(&stored)).await?;
             }
-            // Rows of live runs are older than the published views, which count.
+            // What is published is newer than what is stored.
+            let recent = self.services.published.recent();
             let seen: HashSet<RunId> = live.iter().map(|v| v.view.spec.id).collect();
-            over.retain(|v| v.phase == Phase::Finished && !seen.contains(&v.spec.id));
+            let recent = recent.iter().filter(|v| filter.admits(v) && shown(v) && !seen.contains(&v.spec.id));
+            let known: HashSet<RunId> = recent.clone().map(|v| v.spec.id).chain(seen.iter().copied()).collect();
+            over.retain(|v| v.phase == Phase::Finished && !known.contains(&v.spec.id));
+            over.extend(recent.map(|v| (**v).clone()));
+            over.sort_by_key(|v| Reverse(v.created_at));
+            over.truncate(usize::try_from(filter.limit).unwrap_or(usize::MAX));
         }
-        let shown = |v: &RunView| see_all || access::may_see(&self.peer.caller, v);
         let live = live.iter().filter(|l| filter.admits(&l.view) && shown(&l.view));
         let live = live.map(|l| RunDict::with_usage(&l.view, l.usage.get()));
         Ok(Marshalled::of(live.chain(over.iter().filter(|v| shown(v)).map(RunDict::from))))
@@ -410,6 +434,14 @@ impl Manager {
             _ => {}
         }
         Ok(RunDict::from(self.request().run(view.spec.id, Right::ReadAll).await?.as_ref()))
+    }
+
+    /// What a run waits for: a live one now, a killed one just before the first signal.
+    #[zbus(out_args("explanation"))]
+    async fn explain_run(&self, run: &str) -> Result<ExplanationDict, Refusal> {
+        let _turn = self.turn().await?;
+        let view = self.request().find(run, Right::ReadAll).await?;
+        Ok(explanation(&self.request(), &view).await?)
     }
 
     /// The audit after a row, in order. The signal EventAppended says that there is more.

@@ -14,12 +14,15 @@ mod access;
 pub mod client;
 mod driver;
 mod error;
+mod explain;
 mod launch;
 mod manager;
+mod moments;
 mod object_manager;
 mod on_bus;
 mod rights;
 mod run;
+mod samples;
 mod server;
 pub mod socket;
 mod view;
@@ -28,6 +31,7 @@ mod wire;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::broadcast;
 
@@ -39,7 +43,7 @@ pub use which::Bus;
 use crate::daemon::command::Commands;
 use crate::daemon::published::Published;
 use crate::model::{
-    AuditRow, Considered, Containment, Error, Health, InstanceKind, Phase, ProcessSeen, RunId, RunView, Wall,
+    AuditRow, Considered, Containment, Error, Evidence, Health, InstanceKind, Phase, RunId, RunView, UsageSample, Wall,
 };
 
 /// The bus name, which a peer-to-peer connection answers to as well.
@@ -125,6 +129,8 @@ pub trait History: Send + Sync {
     fn resolve(&self, prefix: &str, owner: Option<u32>) -> Result<Vec<RunId>, Error>;
     /// Rows of the audit with a greater number than `after`, in order, at most `max`, of this run only if one is given.
     fn events(&self, after: u64, max: u32, run: Option<RunId>) -> Result<Vec<AuditRow>, Error>;
+    /// What a run used since a time, in order, as far as it is stored.
+    fn samples(&self, run: RunId, since: Wall) -> Result<Vec<UsageSample>, Error>;
     /// Checks the whole hash chain.
     fn verify(&self) -> Result<AuditReport, Error>;
     /// The number of the last row; 0 if there is none.
@@ -169,15 +175,15 @@ pub enum Signal {
     InstanceChanged,
 }
 
-/// Reads the processes of a live run. May block.
-pub type ProcessReader = Arc<dyn Fn(&RunView) -> Result<Vec<ProcessSeen>, Error> + Send + Sync>;
+/// Looks at the processes of a live run, and then watches what they use of the CPU for the time given. Blocks.
+pub type EvidenceReader = Arc<dyn Fn(&RunView, Duration) -> Result<Evidence, Error> + Send + Sync>;
 
 /// Everything the bus serves from.
 pub struct Services {
     commands: Commands,
     published: Arc<Published>,
     history: Arc<dyn History>,
-    processes: ProcessReader,
+    evidence: EvidenceReader,
     about: About,
     signals: broadcast::Sender<Signal>,
     calls: access::Calls,
@@ -189,11 +195,11 @@ impl Services {
         commands: Commands,
         published: Arc<Published>,
         history: Arc<dyn History>,
-        processes: ProcessReader,
+        evidence: EvidenceReader,
         about: About,
         signals: broadcast::Sender<Signal>,
     ) -> Arc<Self> {
-        Arc::new(Self { commands, published, history, processes, about, signals, calls: access::Calls::default() })
+        Arc::new(Self { commands, published, history, evidence, about, signals, calls: access::Calls::default() })
     }
 }
 

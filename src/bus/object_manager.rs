@@ -167,6 +167,7 @@ async fn properties_changed(
                 "KillSurvivors",
                 "KillProcesses",
                 "KillProcessesTotal",
+                "KillExplanation",
             ],
         ),
         (before.notices != now.notices, &["Notices"]),

@@ -26,10 +26,10 @@ use zbus::{Connection, Guid, Message, MessageStream, OwnedGuid};
 
 use super::rights::{Authority, Peer};
 use super::server::{self, Look};
-use super::socket::Boxed;
 use super::{BUS_NAME, Bus, ERROR_PREFIX, MANAGER_PATH, Services};
-use crate::daemon::command::Caller;
+use crate::daemon::command::{Caller, CallerProcess};
 use crate::model::ErrorKind;
+use crate::stream::Boxed;
 
 /// Whether the name on the bus is ours, once that is known: or why it is not.
 pub type Held = watch::Sender<Option<Result<(), String>>>;
@@ -250,7 +250,7 @@ async fn who(connection: &Connection, name: &str) -> Option<Caller> {
     let uid = uid?;
     // A directory server may take its time.
     let user = tokio::task::spawn_blocking(move || server::user_name(uid)).await.ok()?;
-    Some(Caller { uid, user, pidfd: pidfd.map(Arc::new) })
+    Some(Caller { uid, user, process: pidfd.map(CallerProcess::new).map(Arc::new) })
 }
 
 #[derive(Debug)]

@@ -1,15 +1,21 @@
 //! `org.guardian.Guardian1.Run`: one run as an object. Its properties are the keys of [`super::view`], each with a value
 //! always: where the view has none, the empty one. An object is made when its path is first used on a connection.
 
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
-use zbus::interface;
+use zbus::{OwnedVariant, interface};
 
 use super::access::{self, Request, blocking, unexpected};
 use super::error::Refusal;
+use super::explain::{ExplanationDict, explanation};
 use super::manager::{kill_arguments, timer};
 use super::rights::{Peer, Right};
-use super::view::{self, KillDict, WireActor, WireHealth, WireOutcome, WireProcess, WireReason, WireStep, usec};
+use super::samples::{WireSample, samples};
+use super::view::{
+    self, KillDict, WireActor, WireEscapee, WireHealth, WireOutcome, WireProcess, WireReason, WireRule, WireStep, usec,
+};
 use super::{Services, launch};
 use crate::daemon::command::{Answer, Command};
 use crate::model::{Error, Outcome, Phase, ProcessId, Receipt, RunView, Wall};
@@ -95,6 +101,14 @@ impl RunObject {
         }
     }
 
+    /// Says something for the run, as its processes do at its notify socket: a heartbeat, and what else is named.
+    async fn heartbeat(&self, options: HashMap<String, OwnedVariant>) -> Result<(), Refusal> {
+        let _turn = self.turn().await?;
+        let said = Box::new(launch::heartbeat(&options)?);
+        self.act(Command::Heartbeat { run: self.made.spec.id, said }).await?;
+        Ok(())
+    }
+
     /// Pauses the run.
     async fn freeze(&self) -> Result<(), Refusal> {
         let _turn = self.turn().await?;
@@ -117,8 +131,24 @@ impl RunObject {
         if view.phase == Phase::Finished {
             return Ok(Vec::new());
         }
-        let read = self.services.processes.clone();
-        Ok(view::processes(&blocking(move || read(&view)).await?))
+        let read = self.services.evidence.clone();
+        Ok(view::processes(&blocking(move || read(&view, Duration::ZERO)).await?.processes))
+    }
+
+    /// As Manager.ExplainRun.
+    #[zbus(out_args("explanation"))]
+    async fn explain(&self) -> Result<ExplanationDict, Refusal> {
+        let _turn = self.turn().await?;
+        let view = self.now().await?;
+        Ok(explanation(&self.request(), &view).await?)
+    }
+
+    /// What it used since a time, in order.
+    #[zbus(out_args("samples"))]
+    async fn samples(&self, since_usec: u64) -> Result<Vec<WireSample>, Refusal> {
+        let _turn = self.turn().await?;
+        let view = self.now().await?;
+        Ok(samples(&self.request(), view.spec.id, Wall(since_usec)).await?)
     }
 
     #[zbus(property(emits_changed_signal = "const"), name = "RunID")]
@@ -185,6 +215,18 @@ impl RunObject {
     async fn max_runtime_usec(&self) -> Result<u64, Refusal> {
         let v = self.now().await?;
         Ok(v.spec.limits.max_runtime.map_or(u64::MAX, usec))
+    }
+
+    #[zbus(property(emits_changed_signal = "invalidates"))]
+    async fn rules(&self) -> Result<Vec<WireRule>, Refusal> {
+        let v = self.now().await?;
+        Ok(view::rules(&v))
+    }
+
+    #[zbus(property(emits_changed_signal = "const"))]
+    async fn dry_run(&self) -> Result<bool, Refusal> {
+        let v = self.now().await?;
+        Ok(v.spec.limits.watch.dry_run)
     }
 
     #[zbus(property(emits_changed_signal = "const"), name = "GraceUSec")]
@@ -281,6 +323,12 @@ impl RunObject {
     async fn shim_record(&self) -> Result<String, Refusal> {
         let v = self.now().await?;
         Ok(view::shim_record(&v).unwrap_or_default())
+    }
+
+    #[zbus(property(emits_changed_signal = "invalidates"))]
+    async fn escapees(&self) -> Result<Vec<WireEscapee>, Refusal> {
+        let v = self.now().await?;
+        Ok(view::escapees(&v))
     }
 
     #[zbus(property)]
@@ -393,6 +441,11 @@ impl RunObject {
         self.receipt(|r| r.processes_total).await
     }
 
+    #[zbus(property(emits_changed_signal = "invalidates"))]
+    async fn kill_explanation(&self) -> Result<String, Refusal> {
+        self.receipt(|r| r.explanation.clone()).await
+    }
+
     #[zbus(property(emits_changed_signal = "false"), name = "CPUUsageNSec")]
     async fn cpu_usage_nsec(&self) -> Result<u64, Refusal> {
         let v = self.now().await?;
@@ -403,6 +456,12 @@ impl RunObject {
     async fn memory_current_bytes(&self) -> Result<u64, Refusal> {
         let v = self.now().await?;
         Ok(v.usage.memory_bytes.unwrap_or(u64::MAX))
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    async fn memory_peak_bytes(&self) -> Result<u64, Refusal> {
+        let v = self.now().await?;
+        Ok(v.usage.memory_peak_bytes.unwrap_or(u64::MAX))
     }
 
     #[zbus(property(emits_changed_signal = "false"))]
@@ -427,6 +486,54 @@ impl RunObject {
     async fn activity_bytes(&self) -> Result<u64, Refusal> {
         let v = self.now().await?;
         Ok(v.usage.activity_bytes.unwrap_or(u64::MAX))
+    }
+
+    #[zbus(property(emits_changed_signal = "invalidates"))]
+    async fn heartbeats_total(&self) -> Result<u64, Refusal> {
+        let v = self.now().await?;
+        Ok(v.heartbeats.total)
+    }
+
+    #[zbus(property(emits_changed_signal = "invalidates"), name = "LastHeartbeatTimestampUSec")]
+    async fn last_heartbeat_timestamp_usec(&self) -> Result<u64, Refusal> {
+        let v = self.now().await?;
+        Ok(wall(v.heartbeats.last_at))
+    }
+
+    #[zbus(property(emits_changed_signal = "invalidates"))]
+    async fn status_text(&self) -> Result<String, Refusal> {
+        let v = self.now().await?;
+        Ok(v.heartbeats.status.clone())
+    }
+
+    #[zbus(property(emits_changed_signal = "invalidates"))]
+    async fn status_errno(&self) -> Result<i32, Refusal> {
+        let v = self.now().await?;
+        Ok(v.heartbeats.errno.unwrap_or_default())
+    }
+
+    #[zbus(property(emits_changed_signal = "invalidates"))]
+    async fn says_stopping(&self) -> Result<bool, Refusal> {
+        let v = self.now().await?;
+        Ok(v.heartbeats.stopping)
+    }
+
+    #[zbus(property(emits_changed_signal = "invalidates"))]
+    async fn notify_foreign(&self) -> Result<u64, Refusal> {
+        let v = self.now().await?;
+        Ok(v.heartbeats.refused.foreign)
+    }
+
+    #[zbus(property(emits_changed_signal = "invalidates"))]
+    async fn notify_flooded(&self) -> Result<u64, Refusal> {
+        let v = self.now().await?;
+        Ok(v.heartbeats.refused.flooded)
+    }
+
+    #[zbus(property(emits_changed_signal = "invalidates"))]
+    async fn notify_too_long(&self) -> Result<u64, Refusal> {
+        let v = self.now().await?;
+        Ok(v.heartbeats.refused.too_long)
     }
 
     #[zbus(property(emits_changed_signal = "invalidates"))]

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use nix::sys::socket::{getsockopt, sockopt};
 use tokio::net::UnixStream;
-use tokio::sync::{Semaphore, broadcast, watch};
+use tokio::sync::{Semaphore, watch};
 use zbus::names::{BusName, InterfaceName};
 use zbus::object_server::SignalEmitter;
 use zbus::{Guid, Message, ObjectServer, OwnedGuid, Variant};
@@ -19,20 +19,24 @@ use zbus::{Guid, Message, ObjectServer, OwnedGuid, Variant};
 use super::access::{self, Request};
 use super::driver::{DRIVER_PATH, Driver, Listening};
 use super::manager::Manager;
+use super::moments::Moments;
 use super::object_manager::{ObjectManager, Told};
 use super::rights::{Peer, Right};
 use super::run::RunObject;
 use super::socket;
 pub(super) use super::socket::Look;
 use super::{MANAGER_INTERFACE, MANAGER_PATH, RUN_PATH, Services, Signal, run_path};
-use crate::daemon::command::Caller;
+use crate::daemon::command::{Caller, CallerProcess};
+use crate::failpoint;
 use crate::model::{Outcome, RunId};
 
 /// Connections at the same time; a further one waits in the socket's backlog for one to close. Each foreground run holds one.
 const CONNECTIONS_MAX: usize = 4096;
 /// The time a peer has for the handshake.
 const HANDSHAKE: Duration = Duration::from_secs(5);
-/// The time in which changes of the instance are told together.
+/// Too short for a person to see, and longer than what is done for one call.
+const MOMENT: Duration = Duration::from_millis(5);
+/// The time in which changes of the instance and rows of the audit are told together: a launch makes several of each.
 const TOGETHER: Duration = Duration::from_millis(50);
 /// Objects of runs that one connection keeps; the one made first goes.
 const OBJECTS_MAX: usize = 64;
@@ -81,7 +85,7 @@ pub async fn serve_private(
 /// The peer, if it may connect.
 fn admitted(stream: &UnixStream, own_uid: u32, names: &mut Names) -> Option<Caller> {
     let peer = getsockopt(stream, sockopt::PeerCredentials).ok()?;
-    if peer.uid() != 0 && peer.uid() != own_uid {
+    if peer.uid() != 0 && peer.uid() != own_uid && failpoint::without("guard.rights").is_none() {
         tracing::warn!("refused a connection of uid {}: this instance is for uid {own_uid} and root", peer.uid());
         return None;
     }
@@ -92,7 +96,8 @@ fn admitted(stream: &UnixStream, own_uid: u32, names: &mut Names) -> Option<Call
         rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok()
     };
     let pidfd: Option<OwnedFd> = getsockopt(stream, sockopt::PeerPidfd).ok().or_else(by_pid);
-    Some(Caller { uid: peer.uid(), user: names.of(peer.uid()), pidfd: pidfd.map(Arc::new) })
+    let process = pidfd.map(CallerProcess::new).map(Arc::new);
+    Some(Caller { uid: peer.uid(), user: names.of(peer.uid()), process })
 }
 
 /// The names of the uids that have connected: two at most, and looking one up can take as long as a directory server does.
@@ -170,23 +175,24 @@ pub(super) async fn serve_peer(
 
 /// Tells a peer of its runs, until no signal can come any more. One that does not read them is late, and then misses some.
 async fn tell_runs(services: &Services, emitter: &SignalEmitter<'_>, peer: Peer) {
-    let mut signals = services.signals.subscribe();
+    let mut moments = Moments::new(services, MOMENT);
     let mut told = Told::new(services, peer);
-    loop {
-        let sent = match signals.recv().await {
-            Ok(Signal::RunChanged(view)) if told.concerns(&view) => told.changed(emitter, view).await,
-            Ok(Signal::RunFinished(view)) if told.concerns(&view) => {
-                let outcome = view.outcome.as_ref().map_or("lost", Outcome::code);
-                match told.finished(emitter, &view).await {
-                    Ok(()) => Manager::run_finished(emitter, &view.spec.id.to_string(), outcome).await,
-                    failed => failed,
+    while let Some(signals) = moments.next().await {
+        for signal in signals {
+            let sent = match signal {
+                Signal::RunChanged(view) if told.concerns(&view) => told.changed(emitter, view).await,
+                Signal::RunFinished(view) if told.concerns(&view) => {
+                    let outcome = view.outcome.as_ref().map_or("lost", Outcome::code);
+                    match told.finished(emitter, &view).await {
+                        Ok(()) => Manager::run_finished(emitter, &view.spec.id.to_string(), outcome).await,
+                        failed => failed,
+                    }
                 }
+                _ => continue,
+            };
+            if sent.is_err() {
+                return;
             }
-            Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => continue,
-            Err(broadcast::error::RecvError::Closed) => return,
-        };
-        if sent.is_err() {
-            return;
         }
     }
 }
@@ -194,32 +200,17 @@ async fn tell_runs(services: &Services, emitter: &SignalEmitter<'_>, peer: Peer)
 /// Tells of the audit and of the instance, which everybody may know, until no signal can come any more. The numbers of
 /// EventAppended tell who is late what they missed.
 pub(super) async fn tell_manager(services: &Services, emitter: &SignalEmitter<'_>) {
-    let mut signals = services.signals.subscribe();
+    let mut moments = Moments::new(services, TOGETHER);
     let mut known = properties(services);
-    let mut due = None;
-    loop {
-        let signal = tokio::select! {
-            signal = signals.recv() => signal,
-            () = tokio::time::sleep_until(due.unwrap_or_else(tokio::time::Instant::now)), if due.is_some() => {
-                due = None;
-                if manager_changed(services, emitter, &mut known).await.is_err() {
-                    return;
-                }
-                continue;
+    while let Some(signals) = moments.next().await {
+        for signal in signals {
+            let sent = match signal {
+                Signal::EventAppended(seq) => Manager::event_appended(emitter, seq).await,
+                _ => manager_changed(services, emitter, &mut known).await,
+            };
+            if sent.is_err() {
+                return;
             }
-        };
-        let sent = match signal {
-            Ok(Signal::EventAppended(seq)) => Manager::event_appended(emitter, seq).await,
-            // Many things change together: who listens is told once.
-            Ok(_) => {
-                due = due.or_else(|| Some(tokio::time::Instant::now() + TOGETHER));
-                Ok(())
-            }
-            Err(broadcast::error::RecvError::Lagged(_)) => Ok(()),
-            Err(broadcast::error::RecvError::Closed) => return,
-        };
-        if sent.is_err() {
-            return;
         }
     }
 }

@@ -4,9 +4,9 @@
 //! A key that is absent and a key with the empty value say the same: 0 for a time that has not come, the empty string
 //! for a text there is not, the greatest number for a limit that is off and for a counter the kernel does not tell.
 //! Times are microseconds since 1970-01-01 UTC. Struct-shaped values:
-//! reasons `(rule, level, text, since)`, deadlines `(rule, at)`, why `(code, rule, allowed_usec, text)`,
+//! rules `(rule, action, timeout_usec)`, reasons `(rule, level, text, since)`, deadlines `(rule, at)`, why `(code, rule, allowed_usec, text)`,
 //! outcome `(kind, exit code or signal, text)`, actor `(uid, name)` with the greatest uid for the instance itself,
-//! steps `(kind, at, elapsed_usec, processes)`, processes `(pid, ppid, name, state, wchan)`.
+//! escapees `(pid, start_ticks, name, cgroup, fate)`, steps `(kind, at, elapsed_usec, processes)`, processes `(pid, ppid, name, state, wchan)`.
 
 use std::time::Duration;
 
@@ -14,13 +14,13 @@ use zbus::{DeserializeDict, SerializeDict, Type};
 
 mod read;
 
-use read::parsed;
+pub(super) use read::parsed;
 pub use read::{containment_from, health_from, phase_from, reason_from};
 
 use super::wire::{self, Entry};
 use crate::model::{
-    Actor, CgroupIdentity, ContainerId, Error, ExitStatus, HealthReason, KillAnswer, KillReason, Outcome, ProcessSeen,
-    Receipt, RunSpec, RunView, Usage, Wall,
+    Actor, CgroupIdentity, ContainerId, Error, Escapee, ExitStatus, HealthReason, KillAnswer, KillReason, Outcome,
+    ProcessSeen, Receipt, Rule, RunSpec, RunView, Usage, Wall,
 };
 
 /// `(code, rule, allowed_usec, text)`: a [`KillReason`].
@@ -33,6 +33,10 @@ pub type WireActor = (u32, String);
 pub type WireStep = (String, u64, u64, u32);
 /// `(pid, ppid, name, state, wchan)`: a [`ProcessSeen`].
 pub type WireProcess = (u32, u32, String, String, String);
+/// `(rule, action, timeout in µs)`: a rule whose action can be chosen; the greatest number for one that is off or has no time.
+pub type WireRule = (String, String, u64);
+/// `(pid, start, name, cgroup, what became of it)`: an [`Escapee`].
+pub type WireEscapee = (u32, u64, String, String, String);
 /// `(rule, level, text, since)`: a [`HealthReason`].
 pub type WireHealth = (String, String, String, u64);
 
@@ -75,6 +79,8 @@ dict! {
         "ClientProcess" client_process: [Option<(u32, u64)>],
         "InitTimeoutUSec" init_timeout_usec: [Option<u64>],
         "MaxRuntimeUSec" max_runtime_usec: [Option<u64>],
+        "Rules" rules: [Option<Vec<WireRule>>],
+        "DryRun" dry_run: [Option<bool>],
         "GraceUSec" grace_usec: [u64],
         "Readiness" readiness: [String],
         "MemoryMaxBytes" memory_max_bytes: [Option<u64>],
@@ -111,12 +117,23 @@ dict! {
         "KillSurvivors" kill_survivors: [Option<u32>],
         "KillProcesses" kill_processes: [Option<Vec<WireProcess>>],
         "KillProcessesTotal" kill_processes_total: [Option<u32>],
+        "KillExplanation" kill_explanation: [Option<String>],
         "CPUUsageNSec" cpu_usage_nsec: [Option<u64>],
         "MemoryCurrentBytes" memory_current_bytes: [Option<u64>],
+        "MemoryPeakBytes" memory_peak_bytes: [Option<u64>],
         "TasksCurrent" tasks_current: [Option<u64>],
         "IOReadBytes" io_read_bytes: [Option<u64>],
         "IOWriteBytes" io_write_bytes: [Option<u64>],
         "ActivityBytes" activity_bytes: [Option<u64>],
+        "HeartbeatsTotal" heartbeats_total: [Option<u64>],
+        "LastHeartbeatTimestampUSec" last_heartbeat_timestamp_usec: [Option<u64>],
+        "StatusText" status_text: [Option<String>],
+        "StatusErrno" status_errno: [Option<i32>],
+        "SaysStopping" says_stopping: [Option<bool>],
+        "NotifyForeign" notify_foreign: [Option<u64>],
+        "NotifyFlooded" notify_flooded: [Option<u64>],
+        "NotifyTooLong" notify_too_long: [Option<u64>],
+        "Escapees" escapees: [Option<Vec<WireEscapee>>],
         "Notices" notices: [Option<Vec<String>>],
     }
 }
@@ -136,6 +153,24 @@ pub fn health_reasons(view: &RunView) -> Vec<WireHealth> {
     view.reasons.iter().map(wire).collect()
 }
 
+/// The wire form of the rules whose action can be chosen.
+pub fn rules(view: &RunView) -> Vec<WireRule> {
+    let limits = &view.spec.limits;
+    let wire = |rule: Rule| {
+        let (action, timeout) = limits.rule(rule)?;
+        Some((rule.as_str().into(), action.as_str().into(), timeout.map_or(u64::MAX, usec)))
+    };
+    Rule::ALL.into_iter().filter_map(wire).collect()
+}
+
+/// The wire form of escapees.
+pub fn escapees(view: &RunView) -> Vec<WireEscapee> {
+    let wire = |e: &Escapee| {
+        (e.process.pid, e.process.start_ticks, e.name.clone(), e.cgroup.clone(), e.fate.as_str().to_owned())
+    };
+    view.escapees.iter().map(wire).collect()
+}
+
 /// The wire form of processes.
 pub fn processes(seen: &[ProcessSeen]) -> Vec<WireProcess> {
     let wire = |p: &ProcessSeen| {
@@ -152,6 +187,7 @@ pub fn processes_from(wire: Vec<WireProcess>) -> Vec<ProcessSeen> {
         name,
         state: state.chars().next().unwrap_or('?'),
         wchan: (!wchan.is_empty()).then_some(wchan),
+        ..ProcessSeen::default()
     };
     wire.into_iter().map(read).collect()
 }
@@ -234,6 +270,8 @@ impl RunDict {
     pub fn with_usage(v: &RunView, usage: Usage) -> Self {
         let RunSpec { limits, .. } = &v.spec;
         let receipt = v.receipt.as_ref();
+        let said = &v.heartbeats;
+        let positive = |n: u64| (n > 0).then_some(n);
         Self {
             run_id: v.spec.id.to_string(),
             workflow: v.spec.workflow.clone(),
@@ -246,6 +284,8 @@ impl RunDict {
             client_process: v.spec.client.map(|p| (p.pid, p.start_ticks)),
             init_timeout_usec: limits.init_timeout.map(usec),
             max_runtime_usec: limits.max_runtime.map(usec),
+            rules: some(rules(v)),
+            dry_run: limits.watch.dry_run.then_some(true),
             grace_usec: usec(limits.grace),
             readiness: limits.readiness.as_str().into(),
             memory_max_bytes: limits.resources.memory_max_bytes,
@@ -285,12 +325,23 @@ impl RunDict {
             kill_survivors: receipt.map(|r| r.survivors),
             kill_processes: receipt.map(|r| processes(&r.processes)),
             kill_processes_total: receipt.map(|r| r.processes_total),
+            kill_explanation: receipt.map(|r| r.explanation.clone()).filter(|text| !text.is_empty()),
             cpu_usage_nsec: usage.cpu_usec.map(|u| u.saturating_mul(1000)),
             memory_current_bytes: usage.memory_bytes,
+            memory_peak_bytes: usage.memory_peak_bytes,
             tasks_current: usage.tasks,
             io_read_bytes: usage.io_read_bytes,
             io_write_bytes: usage.io_write_bytes,
             activity_bytes: usage.activity_bytes,
+            heartbeats_total: positive(said.total),
+            last_heartbeat_timestamp_usec: said.last_at.map(|w| w.0),
+            status_text: (!said.status.is_empty()).then(|| said.status.clone()),
+            status_errno: said.errno,
+            says_stopping: said.stopping.then_some(true),
+            notify_foreign: positive(said.refused.foreign),
+            notify_flooded: positive(said.refused.flooded),
+            notify_too_long: positive(said.refused.too_long),
+            escapees: some(escapees(v)),
             notices: some(v.notices.clone()),
         }
     }
@@ -367,6 +418,8 @@ mod tests {
             run_id: s(),
             command: vec![s(), String::new()],
             main_process: Some((1, 2)),
+            rules: Some(vec![(s(), s(), 8), (s(), String::new(), u64::MAX)]),
+            escapees: Some(vec![(7, 8, s(), String::new(), s())]),
             grace_usec: 7,
             health_reasons: Some(vec![(s(), s(), s(), 3), (s(), s(), String::new(), 4)]),
             frozen: Some(true),

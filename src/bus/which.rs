@@ -40,6 +40,11 @@ impl Bus {
         }
     }
 
+    /// Whether it is the usual one, and not what the environment names.
+    pub fn is_usual(self) -> bool {
+        std::env::var_os(self.variable()).is_none_or(|named| named.is_empty())
+    }
+
     /// Its address: what the environment names, else the usual socket, if there is one. Nothing is ever started for it.
     pub fn address(self) -> Option<String> {
         if let Some(named) = std::env::var(self.variable()).ok().filter(|a| !a.is_empty()) {

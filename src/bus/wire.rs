@@ -197,9 +197,11 @@ macro_rules! lists {
 lists! {
     String, "as";
     (String, u64), "a(st)";
+    (String, String, u64), "a(sst)";
     (String, String, String, u64), "a(ssst)";
     (String, u64, u64, u32), "a(sttu)";
     (u32, u32, String, String, String), "a(uusss)";
+    (u32, u64, String, String, String), "a(utsss)";
 }
 
 macro_rules! structs {
@@ -226,11 +228,13 @@ structs! {
     (a: u32, b: u64), "(ut)";
     (a: u32, b: String), "(us)";
     (a: String, b: u64), "(st)";
+    (a: String, b: String, c: u64), "(sst)";
     (a: String, b: i32, c: String), "(sis)";
     (a: String, b: String, c: u64, d: String), "(ssts)";
     (a: String, b: String, c: String, d: u64), "(ssst)";
     (a: String, b: u64, c: u64, d: u32), "(sttu)";
     (a: u32, b: u32, c: String, d: String, e: String), "(uusss)";
+    (a: u32, b: u64, c: String, d: String, e: String), "(utsss)";
 }
 
 /// A value of an entry: there always, or only sometimes.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::model::{Containment, Readiness, parse_duration, valid_workflow_name};
+use crate::model::{Action, Containment, Readiness, Rule, parse_duration, valid_workflow_name};
 
 // One paragraph, which clap wraps.
 const EXIT_STATUSES: &str = "\
@@ -69,23 +69,28 @@ pub enum ColorWhen {
     Never,
 }
 
-/// What to do.
+/// What to do. The arguments of a verb are made when it is the one: those of all were half the work of a short `run`.
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub enum Verb {
     /// Run a command contained and watched
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// List runs
     Ps(PsArgs),
     /// Show everything about runs
-    Show(RunsArg),
+    Show(ShowArgs),
+    /// Say what a run waits for, in a sentence: now, or when it was killed
+    Explain(ExplainArgs),
     /// End runs, and show the receipts
     Kill(KillArgs),
     /// Wait for a run to end, and exit with its status
     Wait(WaitArgs),
     /// Show the output of a detached run
     Logs(LogsArgs),
-    /// Give a timer of a run more time
+    /// Give a run more time, by one of its limits
     Extend(ExtendArgs),
+    /// Inside a run: say that it lives, and how it is
+    Heartbeat(HeartbeatArgs),
     /// Pause runs
     Freeze(RunsArg),
     /// Let paused runs go on
@@ -101,6 +106,8 @@ pub enum Verb {
     Config(ConfigVerb),
     /// Run four workflows, three of them bad, and show how each ends
     Demo,
+    /// Try the safety scenarios on this host, with real processes, against the instance that answers
+    Selftest(SelftestArgs),
     /// Print completions for a shell
     Completions {
         /// The shell
@@ -114,6 +121,78 @@ pub enum Verb {
     /// The private instance: started by the other verbs when nobody answers
     #[command(hide = true)]
     Instance(InstanceArgs),
+    /// What the scenarios of selftest run
+    #[command(hide = true)]
+    SelftestWorkload(WorkloadArgs),
+}
+
+/// The safety scenarios.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum Scenario {
+    /// A kill among appends, renames and fsyncs of 4 processes, and git commits
+    KillDuringFileOperations,
+    /// A kill among the transactions of 2 processes in SQLite, with a WAL and with a rollback journal, and in PostgreSQL
+    /// where it is installed
+    KillDuringDatabaseWrites,
+    /// A kill of 25 processes: in sessions of their own, daemons, stopped, deaf to SIGTERM
+    KillWithMultipleProcesses,
+    /// A kill of a run that there never was
+    KillNonExistentWorkflow,
+    /// A kill of a run that is over
+    KillAlreadyCompletedWorkflow,
+    /// 100 kills of one run at once, graceful and by force
+    ConcurrentKillRequests,
+    /// A kill by another user
+    KillPermissionValidation,
+    /// 20 runs, and what the instance and the host hold before and after
+    ResourceCleanupVerification,
+    /// A run that never gets ready, with an init_timeout
+    StuckInInitialization,
+    /// A run whose heartbeats stop, with a heartbeat_timeout
+    HeartbeatLost,
+    /// A command that exits and leaves daemons behind
+    Leftovers,
+    /// Processes outside of a run that are of it: asked for elsewhere, and moved where that is possible
+    Escapes,
+    /// SIGKILL of the client of a foreground run
+    ClientKilled,
+    /// SIGKILL of an instance (a private one, of its own) in the middle of a kill
+    DaemonKilled,
+    /// A launch and a kill by an instance (a private one, of its own) that cannot write to its state directory any more
+    FullStateDirectory,
+}
+
+// One paragraph each, which clap wraps.
+const SELFTEST: &str = "\
+Each scenario starts real processes, ends them in its way, and asks the kernel and not the instance what is left; a process \
+beside them must not be touched. What would harm an instance is done to a private one that selftest starts for it.
+
+With --json: an array with an object for each scenario, in the order in which they were tried: `scenario`, its name; `tried`, \
+what is done, and `observed`, what was seen, both for people; `not_tried`, an array with why something was left out; `verdict`, \
+which is `holds`, `fails` or `not_tried`; `duration_usec`.
+
+Exit status: 0 if none fails, 1 if one does. What could not be tried here is told and is no failure, unless --strict is given.";
+
+// Arguments of `selftest`. No documentation, as of all arguments: it would stand for that of the verb in its help and man page.
+#[derive(Debug, Args)]
+#[command(after_long_help = SELFTEST)]
+pub struct SelftestArgs {
+    /// The scenarios to try [default: all]
+    #[arg(value_name = "SCENARIO")]
+    pub scenarios: Vec<Scenario>,
+    /// Exit with 1 where something could not be tried, too
+    #[arg(long)]
+    pub strict: bool,
+}
+
+// Arguments of a workload of the scenarios.
+#[derive(Debug, Args)]
+pub struct WorkloadArgs {
+    /// What it does
+    pub kind: String,
+    /// Where it works
+    pub dir: PathBuf,
 }
 
 /// A limit in time, or none.
@@ -124,7 +203,7 @@ pub struct TimeLimit(pub Option<Duration>);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NumberLimit(pub Option<u64>);
 
-/// Arguments of `run`.
+// Arguments of `run`.
 #[derive(Debug, Args)]
 pub struct RunArgs {
     /// Return at once; output goes to a log (`guardian logs`)
@@ -142,8 +221,41 @@ pub struct RunArgs {
     /// The longest time until it is ready, or off
     #[arg(long, value_name = "TIME", value_parser = time_limit)]
     pub init_timeout: Option<TimeLimit>,
-    /// What makes it ready: its first output, or being executed
-    #[arg(long, value_name = "WHEN", value_parser = clap::builder::PossibleValuesParser::new(["output", "exec"]))]
+    /// What is done when it is not ready by then: kill, warn or off
+    #[arg(long, value_name = "ACTION")]
+    pub init_action: Option<Action>,
+    /// What is done when the longest time in all is over: kill, warn or off
+    #[arg(long, value_name = "ACTION")]
+    pub max_runtime_action: Option<Action>,
+    /// The longest time in which it does nothing at all, or off
+    #[arg(long, value_name = "TIME", value_parser = time_limit)]
+    pub idle_timeout: Option<TimeLimit>,
+    /// What is done then: warn, kill or off
+    #[arg(long, value_name = "ACTION")]
+    pub idle_action: Option<Action>,
+    /// The longest time in which it computes and does nothing else, or off
+    #[arg(long, value_name = "TIME", value_parser = time_limit)]
+    pub spin_timeout: Option<TimeLimit>,
+    /// What is done then: warn, kill or off
+    #[arg(long, value_name = "ACTION")]
+    pub spin_action: Option<Action>,
+    /// The longest time in which it waits for a terminal or its standard input, or off
+    #[arg(long, value_name = "TIME", value_parser = time_limit)]
+    pub input_timeout: Option<TimeLimit>,
+    /// What is done then: warn or off
+    #[arg(long, value_name = "ACTION", value_parser = Action::parse_harmless)]
+    pub input_action: Option<Action>,
+    /// The longest time from one heartbeat to the next, counted from the first one, or off
+    #[arg(long, value_name = "TIME", value_parser = time_limit)]
+    pub heartbeat_timeout: Option<TimeLimit>,
+    /// What is done when they stop: kill_if_idle, warn, kill or off
+    #[arg(long, value_name = "ACTION", value_parser = Action::parse_of_heartbeats)]
+    pub heartbeat_action: Option<Action>,
+    /// What is done about processes of it that are found outside of what contains it: warn, kill (they are ended) or off
+    #[arg(long, value_name = "ACTION")]
+    pub escapees: Option<Action>,
+    /// What makes it ready: its first output or READY=1, being executed, or READY=1 alone
+    #[arg(long, value_name = "WHEN", value_parser = clap::builder::PossibleValuesParser::new(["output", "exec", "notify"]))]
     pub readiness: Option<String>,
     /// The time between SIGTERM and cgroup.kill
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
@@ -182,7 +294,7 @@ impl RunArgs {
     }
 }
 
-/// Which runs.
+// Which runs.
 #[derive(Debug, Args, Default)]
 pub struct FilterArgs {
     /// Everybody's runs, which root sees in any case and others need the right to see
@@ -199,7 +311,7 @@ pub struct FilterArgs {
     pub since: Option<Duration>,
 }
 
-/// Arguments of `ps`.
+// Arguments of `ps`.
 #[derive(Debug, Args)]
 pub struct PsArgs {
     /// The finished ones too
@@ -215,7 +327,7 @@ pub struct PsArgs {
     pub filter: FilterArgs,
 }
 
-/// Arguments of `history`.
+// Arguments of `history`.
 #[derive(Debug, Args)]
 pub struct HistoryArgs {
     #[command(flatten)]
@@ -225,7 +337,7 @@ pub struct HistoryArgs {
     pub limit: u32,
 }
 
-/// Some runs.
+// Some runs.
 #[derive(Debug, Args)]
 pub struct RunsArg {
     /// The runs, by id or the unique beginning of one
@@ -233,7 +345,25 @@ pub struct RunsArg {
     pub runs: Vec<String>,
 }
 
-/// Arguments of `kill`.
+// Arguments of `show`.
+#[derive(Debug, Args)]
+pub struct ShowArgs {
+    #[command(flatten)]
+    pub runs: RunsArg,
+    /// And what they used over time: the last hour as it was read, then by the minute, after a day by the hour
+    #[arg(short, long)]
+    pub samples: bool,
+}
+
+// Arguments of `explain`.
+#[derive(Debug, Args)]
+pub struct ExplainArgs {
+    /// The run, by id or the unique beginning of one
+    #[arg(value_name = "RUN")]
+    pub run: String,
+}
+
+// Arguments of `kill`.
 #[derive(Debug, Args)]
 pub struct KillArgs {
     #[command(flatten)]
@@ -249,7 +379,7 @@ pub struct KillArgs {
     pub no_wait: bool,
 }
 
-/// Arguments of `wait`.
+// Arguments of `wait`.
 #[derive(Debug, Args)]
 pub struct WaitArgs {
     /// The run, by id or the unique beginning of one
@@ -260,7 +390,7 @@ pub struct WaitArgs {
     pub timeout: Option<Duration>,
 }
 
-/// Arguments of `logs`.
+// Arguments of `logs`.
 #[derive(Debug, Args)]
 pub struct LogsArgs {
     /// The run, by id or the unique beginning of one
@@ -274,21 +404,38 @@ pub struct LogsArgs {
     pub lines: Option<u64>,
 }
 
-/// Arguments of `extend`.
+// Arguments of `extend`.
 #[derive(Debug, Args)]
 pub struct ExtendArgs {
     /// The run, by id or the unique beginning of one
     #[arg(value_name = "RUN")]
     pub run: String,
-    /// The timer: init_timeout or max_runtime
-    #[arg(value_name = "LIMIT", value_parser = clap::builder::PossibleValuesParser::new(["init_timeout", "max_runtime"]))]
+    /// The limit: init_timeout, max_runtime, heartbeat_timeout, idle_timeout, spin_timeout or input_timeout
+    #[arg(value_name = "LIMIT", value_parser = clap::builder::PossibleValuesParser::new(Rule::TIMED.map(Rule::as_str)))]
     pub limit: String,
     /// How much longer
     #[arg(value_name = "TIME", value_parser = parse_duration)]
     pub by: Duration,
 }
 
-/// Arguments of `audit`.
+// Arguments of `heartbeat`.
+#[derive(Debug, Args)]
+pub struct HeartbeatArgs {
+    /// It is initialized
+    #[arg(long)]
+    pub ready: bool,
+    /// How it is, in a few words, which `guardian show` and `guardian ps` tell; the empty text takes them back
+    #[arg(long, value_name = "TEXT")]
+    pub status: Option<String>,
+    /// It needs at least this long from now: init_timeout (until it is ready) or max_runtime (afterwards) leave it that much
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub extend: Option<Duration>,
+    /// It is about to end, and sends no heartbeat any more
+    #[arg(long)]
+    pub stopping: bool,
+}
+
+// Arguments of `audit`.
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct AuditArgs {
@@ -305,7 +452,7 @@ pub struct AuditArgs {
     pub verb: Option<AuditVerb>,
 }
 
-/// What else to do with the audit.
+// What else to do with the audit.
 #[derive(Debug, Subcommand)]
 pub enum AuditVerb {
     /// Check the hash chain of the whole audit
@@ -324,7 +471,7 @@ pub enum ConfigVerb {
     Show,
 }
 
-/// Arguments of `instance`.
+// Arguments of `instance`.
 #[derive(Debug, Args)]
 pub struct InstanceArgs {
     /// Start another process that is nobody's child, and return
@@ -377,7 +524,7 @@ mod tests {
 
     fn run(arguments: &[&str]) -> RunArgs {
         match Cli::try_parse_from([&["guardian", "run"], arguments].concat()).unwrap().verb {
-            Verb::Run(run) => run,
+            Verb::Run(run) => *run,
             other => panic!("{other:?}"),
         }
     }
@@ -385,6 +532,17 @@ mod tests {
     #[test]
     fn the_definition_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_verb_is_described_by_what_it_does_and_not_by_what_it_takes() {
+        let about = |cli: &clap::Command| {
+            cli.get_subcommands().map(|verb| verb.get_about().map(ToString::to_string)).collect::<Vec<_>>()
+        };
+        let mut cli = Cli::command();
+        let listed = about(&cli);
+        cli.build();
+        assert_eq!(about(&cli).get(..listed.len()), Some(listed.as_slice()));
     }
 
     #[test]

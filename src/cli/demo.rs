@@ -3,6 +3,7 @@
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
+use super::marked::marked;
 use super::output::{Output, Tone, escape, table};
 use super::session::Session;
 use super::{Done, audit, list, now, show};
@@ -137,7 +138,7 @@ async fn live(client: &Client, runs: &[RunId], begin: Instant, out: &Output) -> 
 const HEADINGS: [&str; 7] = ["RUN", "NAME", "PHASE", "HEALTH", "TIME", "TASKS", "MEMORY"];
 
 fn row(view: &RunView, out: &Output) -> [String; 7] {
-    let [run, _, phase, health, time, _, memory, _] = list::row(view, now(), out);
+    let [run, _, phase, health, time, _, memory, _, _] = list::row(view, now(), out);
     let name = escape(view.spec.name.as_deref().unwrap_or_default());
     [run, name, phase, health, time, view.usage.tasks.map_or_else(list::unknown, |n| n.to_string()), memory]
 }
@@ -149,19 +150,4 @@ fn ended(view: &RunView, out: &Output) -> io::Result<()> {
     // The hostile one's list of processes is long and adds nothing here.
     let lines = view.receipt.as_ref().map(show::receipt_lines).unwrap_or_default();
     lines.iter().filter(|l| !l.contains(" there: ")).try_for_each(|l| out.line(format!("    {l}")))
-}
-
-/// The processes whose environment holds this entry.
-fn marked(mark: &str) -> io::Result<Vec<u32>> {
-    let mut pids = Vec::new();
-    for entry in std::fs::read_dir("/proc")? {
-        let entry = entry?;
-        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else { continue };
-        // Gone meanwhile, or another user's: not one of ours.
-        let Ok(environment) = std::fs::read(entry.path().join("environ")) else { continue };
-        if environment.split(|b| *b == 0).any(|e| e == mark.as_bytes()) {
-            pids.push(pid);
-        }
-    }
-    Ok(pids)
 }

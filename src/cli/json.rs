@@ -5,8 +5,11 @@ use serde_json::{Map, Value, json};
 
 use super::output::utc_time;
 use crate::bus::client::AuditReport;
-use crate::bus::client::Description;
-use crate::model::{AuditRow, KillAnswer, Outcome, ProcessId, ProcessSeen, Receipt, RunView, Wall};
+use crate::bus::client::{Description, Explained};
+use crate::model::{
+    AuditRow, Escapee, Heartbeats, KillAnswer, Outcome, ProcessId, ProcessSeen, Receipt, RunView, Usage, UsageSample,
+    Wall,
+};
 
 fn usec(d: std::time::Duration) -> u64 {
     u64::try_from(d.as_micros()).unwrap_or(u64::MAX)
@@ -58,6 +61,19 @@ pub fn run(view: &RunView) -> Value {
         "limits": {
             "init_timeout_usec": limits.init_timeout.map(usec),
             "max_runtime_usec": limits.max_runtime.map(usec),
+            "heartbeat_timeout_usec": limits.watch.heartbeat_timeout.map(usec),
+            "heartbeat_action": limits.watch.heartbeat_action,
+            "init_action": limits.watch.init_action,
+            "max_runtime_action": limits.watch.max_runtime_action,
+            "idle_timeout_usec": limits.watch.idle_timeout.map(usec),
+            "idle_action": limits.watch.idle_action,
+            "spin_timeout_usec": limits.watch.spin_timeout.map(usec),
+            "spin_action": limits.watch.spin_action,
+            "input_timeout_usec": limits.watch.input_timeout.map(usec),
+            "input_action": limits.watch.input_action,
+            "escapees": limits.watch.escapees,
+            "pressure_max_percent": limits.watch.pressure_max_percent,
+            "dry_run": limits.watch.dry_run,
             "grace_usec": usec(limits.grace),
             "readiness": limits.readiness,
             "memory_max_bytes": limits.resources.memory_max_bytes,
@@ -67,23 +83,55 @@ pub fn run(view: &RunView) -> Value {
             "sandbox": limits.sandbox,
         },
         "deadlines": deadlines.collect::<Vec<_>>(),
-        "usage": {
-            "cpu_usec": view.usage.cpu_usec,
-            "memory_bytes": view.usage.memory_bytes,
-            "tasks": view.usage.tasks,
-            "io_read_bytes": view.usage.io_read_bytes,
-            "io_write_bytes": view.usage.io_write_bytes,
-            "activity_bytes": view.usage.activity_bytes,
-        },
+        "usage": usage(&view.usage),
         "outcome": view.outcome.as_ref().map(outcome),
         "exit_status": view.outcome.as_ref().map(Outcome::exit_status),
         "receipt": view.receipt.as_ref().map(receipt),
+        "heartbeats": heartbeats(&view.heartbeats),
+        "escapees": escapees(&view.escapees),
         "notices": view.notices,
     }));
     time(&mut o, "created_at", Some(view.created_at));
     time(&mut o, "started_at", view.started_at);
     time(&mut o, "ready_at", view.ready_at);
     time(&mut o, "finished_at", view.finished_at);
+    Value::Object(o)
+}
+
+fn usage(usage: &Usage) -> Value {
+    json!({
+        "cpu_usec": usage.cpu_usec,
+        "memory_bytes": usage.memory_bytes,
+        "memory_peak_bytes": usage.memory_peak_bytes,
+        "tasks": usage.tasks,
+        "io_read_bytes": usage.io_read_bytes,
+        "io_write_bytes": usage.io_write_bytes,
+        "activity_bytes": usage.activity_bytes,
+    })
+}
+
+/// What a run used over time.
+pub fn samples(samples: &[UsageSample]) -> Value {
+    let one = |s: &UsageSample| {
+        let mut o = object(usage(&s.usage));
+        o.insert("span_usec".into(), usec(s.span).into());
+        o.insert("memory_pressure_percent".into(), s.memory_pressure_percent.into());
+        time(&mut o, "at", Some(s.at));
+        Value::Object(o)
+    };
+    samples.iter().map(one).collect()
+}
+
+fn heartbeats(said: &Heartbeats) -> Value {
+    let refused = said.refused;
+    let mut o = object(json!({
+        "total": said.total,
+        "status": said.status,
+        "stopping": said.stopping,
+        "errno": said.errno,
+        "refused": {"foreign": refused.foreign, "flooded": refused.flooded, "too_long": refused.too_long},
+    }));
+    time(&mut o, "last_at", said.last_at);
     Value::Object(o)
 }
 
@@ -102,6 +150,27 @@ fn outcome(outcome: &Outcome) -> Value {
 pub fn processes(seen: &[ProcessSeen]) -> Value {
     let one = |p: &ProcessSeen| json!({"pid": p.pid, "ppid": p.ppid, "name": p.name, "state": p.state.to_string(), "wchan": p.wchan});
     seen.iter().map(one).collect()
+}
+
+fn escapees(all: &[Escapee]) -> Value {
+    let one = |e: &Escapee| {
+        let Escapee { process, name, cgroup, fate } = e;
+        json!({"pid": process.pid, "start_ticks": process.start_ticks, "name": name, "cgroup": cgroup, "fate": fate})
+    };
+    all.iter().map(one).collect()
+}
+
+/// An explanation, with all that was seen.
+pub fn explained(e: &Explained) -> Value {
+    let mut o = object(json!({
+        "run_id": e.run,
+        "explanation": e.sentence,
+        "details": e.details,
+        "kept": e.is_kept,
+        "evidence": e.evidence,
+    }));
+    time(&mut o, "seen_at", Some(e.seen_at));
+    Value::Object(o)
 }
 
 /// A receipt.
@@ -126,6 +195,8 @@ pub fn receipt(r: &Receipt) -> Value {
         "proved": r.proved,
         "processes": processes(&r.processes),
         "processes_total": r.processes_total,
+        "escapees": escapees(&r.escapees),
+        "explanation": (!r.explanation.is_empty()).then_some(&r.explanation),
     }));
     time(&mut o, "requested_at", Some(r.requested_at));
     Value::Object(o)

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use super::args::RunArgs;
 use crate::model::LaunchRequest;
-use crate::model::{Error, LimitUpdate};
+use crate::model::{Error, LimitUpdate, WatchUpdate};
 
 /// The request of these options. The working directory is where this process is.
 pub fn request(args: &RunArgs) -> Result<LaunchRequest, Error> {
@@ -27,6 +27,7 @@ pub fn request(args: &RunArgs) -> Result<LaunchRequest, Error> {
         limits: LimitUpdate {
             init_timeout: args.init_timeout.map(|l| l.0),
             max_runtime: args.max_runtime.map(|l| l.0),
+            watch: watch(args),
             grace: args.grace,
             readiness: args.readiness(),
             memory_max_bytes: args.memory_max.map(|l| l.0),
@@ -39,6 +40,24 @@ pub fn request(args: &RunArgs) -> Result<LaunchRequest, Error> {
         reserved: None,
         uid,
     })
+}
+
+fn watch(args: &RunArgs) -> WatchUpdate {
+    WatchUpdate {
+        init_action: args.init_action,
+        max_runtime_action: args.max_runtime_action,
+        heartbeat_timeout: args.heartbeat_timeout.map(|l| l.0),
+        heartbeat_action: args.heartbeat_action,
+        idle_timeout: args.idle_timeout.map(|l| l.0),
+        idle_action: args.idle_action,
+        spin_timeout: args.spin_timeout.map(|l| l.0),
+        spin_action: args.spin_action,
+        input_timeout: args.input_timeout.map(|l| l.0),
+        input_action: args.input_action,
+        escapees: args.escapees,
+        pressure_max_percent: None,
+        dry_run: None,
+    }
 }
 
 /// A user by name or number.

@@ -12,6 +12,8 @@ use crate::model::{Health, Phase, RunView, Wall, human_duration};
 
 /// The widest command in a table.
 const COMMAND_WIDTH: usize = 60;
+/// The widest status, as the run tells it.
+const STATUS_WIDTH: usize = 30;
 
 fn filter(args: &FilterArgs) -> RunFilter {
     let health = match args.health.as_deref() {
@@ -67,10 +69,10 @@ pub async fn history(args: &HistoryArgs, session: &Session, out: &Output) -> Don
 }
 
 /// The headings of [`row`].
-pub const HEADINGS: [&str; 8] = ["RUN", "WORKFLOW", "PHASE", "HEALTH", "TIME", "CPU", "MEMORY", "COMMAND"];
+pub const HEADINGS: [&str; 9] = ["RUN", "WORKFLOW", "PHASE", "HEALTH", "TIME", "CPU", "MEMORY", "STATUS", "COMMAND"];
 
 /// A run as a row of a table.
-pub fn row(v: &RunView, now: Wall, out: &Output) -> [String; 8] {
+pub fn row(v: &RunView, now: Wall, out: &Output) -> [String; 9] {
     let frozen = if v.frozen { " (frozen)" } else { "" };
     let phase = match &v.outcome {
         Some(outcome) => clip(&escape(&outcome.to_string()), COMMAND_WIDTH),
@@ -84,6 +86,7 @@ pub fn row(v: &RunView, now: Wall, out: &Output) -> [String; 8] {
         lasted(v, now),
         v.usage.cpu_usec.map_or_else(unknown, |u| human_duration(Duration::from_micros(u))),
         v.usage.memory_bytes.map_or_else(unknown, human_size),
+        clip(&escape(&v.heartbeats.status), STATUS_WIDTH),
         clip(&command_line(&v.spec.command), COMMAND_WIDTH),
     ]
 }

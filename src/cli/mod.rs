@@ -10,8 +10,10 @@ mod config;
 mod demo;
 mod doctor;
 mod ending;
+mod explain;
 mod extend;
 mod freeze;
+mod heartbeat;
 mod host;
 mod inherited;
 mod json;
@@ -19,8 +21,11 @@ mod kill;
 mod launch;
 mod list;
 mod logs;
+mod marked;
 mod output;
 mod run;
+mod samples;
+mod selftest;
 mod session;
 mod show;
 mod terminal;
@@ -69,16 +74,20 @@ fn verb(cli: Cli, out: &Output) -> anyhow::Result<ExitCode> {
         Verb::Man { dir } => completions::man(dir.as_deref()),
         Verb::Config(verb) => config::main(&verb, session, out),
         Verb::Ps(args) => runtime()?.block_on(list::ps(&args, session, out)),
-        Verb::Show(args) => runtime()?.block_on(show::main(&args.runs, session, out)),
+        Verb::Show(args) => runtime()?.block_on(show::main(&args, session, out)),
+        Verb::Explain(args) => runtime()?.block_on(explain::main(&args.run, session, out)),
         Verb::Kill(args) => runtime()?.block_on(kill::main(&args, session, out)),
         Verb::Wait(args) => runtime()?.block_on(wait::main(&args, session, out)),
         Verb::Logs(args) => runtime()?.block_on(logs::main(&args, session)),
         Verb::Extend(args) => runtime()?.block_on(extend::main(&args, session, out)),
+        Verb::Heartbeat(args) => heartbeat::main(&args),
         Verb::Freeze(args) => runtime()?.block_on(freeze::main(&args.runs, true, session)),
         Verb::Thaw(args) => runtime()?.block_on(freeze::main(&args.runs, false, session)),
         Verb::History(args) => runtime()?.block_on(list::history(&args, session, out)),
         Verb::Audit(args) => runtime()?.block_on(audit::main(&args, session, out)),
         Verb::Doctor => runtime()?.block_on(doctor::main(session, out)),
+        Verb::Selftest(args) => runtime()?.block_on(selftest::main(&args, session, out)),
+        Verb::SelftestWorkload(args) => selftest::workload(&args),
         Verb::Demo => runtime()?.block_on(demo::main(session, out)),
     };
     done.map(exit_code)

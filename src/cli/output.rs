@@ -7,6 +7,7 @@ use comfy_table::Table;
 use serde_json::Value;
 
 use super::args::ColorWhen;
+pub use crate::model::escape;
 use crate::model::{Health, Wall};
 
 /// How output is written.
@@ -118,26 +119,6 @@ pub fn hint(text: impl AsRef<str>) {
     let _ = writeln!(io::stderr().lock(), "hint: {}", text.as_ref());
 }
 
-/// Text from outside as one harmless line: control characters, what reorders text and line separators are written as
-/// escapes.
-pub fn escape(text: &str) -> String {
-    let mut safe = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '\n' => safe.push_str("\\n"),
-            '\t' => safe.push_str("\\t"),
-            '\r' => safe.push_str("\\r"),
-            c if c.is_control() || reorders(c) => safe.extend(c.escape_unicode()),
-            c => safe.push(c),
-        }
-    }
-    safe
-}
-
-fn reorders(c: char) -> bool {
-    matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}' | '\u{61c}')
-}
-
 /// A command as one line that a shell would read back the same way, as far as it is text.
 pub fn command_line(command: &[String]) -> String {
     let plain = |c: char| c.is_alphanumeric() || "_-./=:,@%+".contains(c);
@@ -207,14 +188,6 @@ pub fn human_size(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn text_from_outside_cannot_steer_a_terminal() {
-        let nasty = "a\x1b[2Jb\nrun_0 finished\r\t\u{9b}31m\u{202e}c\u{7f}\0é漢";
-        let safe = escape(nasty);
-        assert_eq!(safe, "a\\u{1b}[2Jb\\nrun_0 finished\\r\\t\\u{9b}31m\\u{202e}c\\u{7f}\\u{0}é漢");
-        assert!(!safe.chars().any(|c| c.is_control()));
-    }
 
     #[test]
     fn a_list_of_mistakes_is_a_line_each_and_none_can_pass_for_a_message() {

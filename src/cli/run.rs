@@ -115,7 +115,7 @@ fn tell_notices(view: &RunView, told: usize) -> usize {
 }
 
 /// Tells of limits that are not in force, if there are any limits: before the command is executed, or just after that.
-async fn tell_limits(client: &Client, reserved: Reserved) -> Result<usize, Error> {
+async fn tell_limits(client: &Client, reserved: &Reserved) -> Result<usize, Error> {
     match reserved.limited {
         true => client.show(&reserved.run.to_string()).await.map(|view| tell_notices(&view, 0)),
         false => Ok(0),
@@ -134,7 +134,7 @@ async fn detached(session: &Session, mut request: LaunchRequest) -> Result<RunId
             Err(e) => return Err(e),
             Ok(run) => {
                 // It runs, whether they can be told or not.
-                let _ = tell_limits(&client, reserved).await;
+                let _ = tell_limits(&client, &reserved).await;
                 return Ok(run);
             }
         }
@@ -163,10 +163,10 @@ async fn foreground(
     let attach = async {
         let (client, reserved, container) = reserve(session, &request).await?;
         let run = reserved.run;
-        let child = Child::start(&request, env, reserved, container)?;
+        let child = Child::start(&request, env, &reserved, container)?;
         let request = LaunchRequest { reserved: Some(run), ..request };
         client.attach(&request, child.pidfd()).await?;
-        let told = tell_limits(&client, reserved).await.unwrap_or(0);
+        let told = tell_limits(&client, &reserved).await.unwrap_or(0);
         Ok::<_, Error>((client, run, child, told))
     };
     let (client, run, mut child, told) = tokio::select! {

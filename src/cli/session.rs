@@ -15,6 +15,7 @@ use super::inherited;
 use super::output::{escape, hint, note};
 use crate::bus::client::{Bus, Client, OnBus, connect_socket};
 use crate::daemon::state_dir;
+use crate::launch::environment::OF_A_SERVICE;
 use crate::model::{Containment, Error, ErrorKind, InstanceKind};
 
 /// The time that a started instance has until it answers.
@@ -22,6 +23,10 @@ const START: Duration = Duration::from_secs(10);
 
 /// How long the one instance that took the lock is relied on before another is started; then twice as long.
 const AGAIN: Duration = Duration::from_millis(200);
+
+/// How long an instance is asked again whose connection was lost.
+const LOST: Duration = Duration::from_secs(2);
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// The variable that says which kind of instance is used.
 const INSTANCE: &str = "GUARDIAN_INSTANCE";
@@ -88,9 +93,8 @@ impl Session {
             return wanted;
         }
         for kind in ORDER {
-            if let Some(bus) = Bus::of(kind)
-                && Client::is_known_on(bus).await
-            {
+            let Some(bus) = Bus::of(kind) else { continue };
+            if straight(kind).await.is_some() || Client::is_known_on(bus).await {
                 return kind;
             }
         }
@@ -117,6 +121,9 @@ impl Session {
     pub async fn connect(&self) -> Result<Client, Error> {
         for kind in ORDER.into_iter().filter(|kind| self.wanted.is_none_or(|wanted| wanted == *kind)) {
             let Some(bus) = Bus::of(kind) else { return self.connect_private().await };
+            if let Some(client) = straight(kind).await {
+                return Ok(client);
+            }
             match Client::on_bus(bus).await {
                 OnBus::There(client) => return Ok(client),
                 OnBus::Absent if self.wanted.is_some() => return Err(absent(kind)),
@@ -130,15 +137,13 @@ impl Session {
 
     /// Connects to the instance of the state directory; starts it if nobody answers.
     async fn connect_private(&self) -> Result<Client, Error> {
-        let stream = match connect_socket(&self.socket()) {
-            Ok(stream) => stream,
-            Err(e) if nobody(&e) => self.start().await?,
-            Err(e) => {
-                let socket = self.socket();
-                return Err(Error::new(ErrorKind::Unavailable, format!("cannot connect to {}: {e}", socket.display())));
+        let until = Instant::now() + LOST;
+        let client = loop {
+            match Client::over(self.stream().await?).await {
+                Err(e) if e.kind == ErrorKind::Unavailable && Instant::now() < until => tokio::time::sleep(PAUSE).await,
+                client => break client?,
             }
         };
-        let client = Client::over(stream).await?;
         if let Some(wanted) = self.backend {
             let has = client.backend().await?;
             if has != wanted {
@@ -154,11 +159,30 @@ impl Session {
         Ok(client)
     }
 
-    /// Asks the instance, and once more where the connection was lost: an idle instance may exit just then.
+    /// A connection to the private instance's socket; starts the instance if nobody listens there.
+    async fn stream(&self) -> Result<std::os::unix::net::UnixStream, Error> {
+        let socket = self.socket();
+        match connect_socket(&socket) {
+            Err(e) if nobody(&e) => self.start().await,
+            stream => stream.map_err(|e| {
+                Error::new(ErrorKind::Unavailable, format!("cannot connect to {}: {e}", socket.display()))
+            }),
+        }
+    }
+
+    /// Asks the instance, and again where the connection is lost: an idle instance may exit just then, and one that was
+    /// killed takes connections until it is gone.
     pub async fn ask<T>(&self, ask: impl AsyncFn(&Client) -> Result<T, Error>) -> Result<T, Error> {
-        match ask(&self.connect().await?).await {
-            Err(e) if e.kind == ErrorKind::Unavailable => ask(&self.connect().await?).await,
-            answer => answer,
+        let mut lost: Option<Instant> = None;
+        loop {
+            let answer = ask(&self.connect().await?).await;
+            match answer {
+                Err(e) if e.kind == ErrorKind::Unavailable && lost.is_none_or(|since| since.elapsed() < LOST) => {
+                    lost.get_or_insert_with(Instant::now);
+                    tokio::time::sleep(PAUSE).await;
+                }
+                answer => return answer,
+            }
         }
     }
 
@@ -213,6 +237,10 @@ impl Session {
         if let Some(backend) = self.backend {
             command.arg("--backend").arg(backend.as_str());
         }
+        // It is no part of the service that we may be of, and does not speak for it.
+        for name in OF_A_SERVICE {
+            command.env_remove(name);
+        }
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(writing).current_dir("/");
         let status = unparented(|| command.status())?;
         if !status.success() {
@@ -223,6 +251,16 @@ impl Session {
         }
         Ok(reading.into())
     }
+}
+
+/// The host's instance on its own socket, which is root's: as systemctl speaks to systemd, a launch does without the bus.
+/// Where nobody answers there, the bus may start it, or knows why it does not.
+async fn straight(kind: InstanceKind) -> Option<Client> {
+    if kind != InstanceKind::System || !Bus::System.is_usual() || !rustix::process::geteuid().is_root() {
+        return None;
+    }
+    let stream = connect_socket(&Path::new(state_dir::SYSTEM).join(state_dir::SOCKET)).ok()?;
+    Client::over(stream).await.ok()
 }
 
 /// The kind that the environment insists on.

@@ -2,32 +2,43 @@
 
 use std::time::Duration;
 
+use super::args::ShowArgs;
 use super::output::{Output, Tone, command_line, escape, health_tone, human_size, local_time};
 use super::session::Session;
-use super::{Done, json, list};
+use super::{Done, json, list, samples};
 use crate::bus::client::Client;
-use crate::model::{ContainerId, Phase, ProcessSeen, Receipt, RunView, human_duration};
+use crate::model::{
+    Action, ContainerId, Heartbeats, Phase, ProcessSeen, Receipt, Refused, Rule, RunView, Wall, human_duration,
+};
 
 /// Shows runs, each read anew, live ones with their processes.
-pub async fn main(runs: &[String], session: &Session, out: &Output) -> Done {
+pub async fn main(args: &ShowArgs, session: &Session, out: &Output) -> Done {
     let mut shown = Vec::new();
+    let runs = &args.runs.runs;
     for run in runs {
         let read = async |c: &Client| {
             let view = c.show(run).await?;
             // A run can end between the two questions: then it has no processes.
             let processes = if view.phase == Phase::Finished { Vec::new() } else { c.processes(view.spec.id).await? };
-            Ok((view, processes))
+            let samples = if args.samples { c.samples(view.spec.id, Wall(0)).await? } else { Vec::new() };
+            Ok((view, processes, samples))
         };
-        let (view, processes) = session.ask(read).await?;
+        let (view, processes, samples) = session.ask(read).await?;
         if out.json {
             let mut value = json::run(&view);
             value["processes"] = json::processes(&processes);
+            if args.samples {
+                value["samples"] = json::samples(&samples);
+            }
             shown.push(value);
         } else {
             if run != &runs[0] {
                 out.line("")?;
             }
             text(&view, &processes, out)?;
+            if args.samples {
+                samples::table(&samples, out)?;
+            }
         }
     }
     if out.json {
@@ -37,7 +48,7 @@ pub async fn main(runs: &[String], session: &Session, out: &Output) -> Done {
 }
 
 fn text(view: &RunView, processes: &[ProcessSeen], out: &Output) -> std::io::Result<()> {
-    let row = |name: &str, value: String| out.line(format!("{name:>14}  {value}"));
+    let row = |name: &str, value: String| out.line(format!("{name:>17}  {value}"));
     let off = || "off".to_owned();
     let spec = &view.spec;
     let name = spec.name.as_ref().map(|n| format!(" ({})", escape(n))).unwrap_or_default();
@@ -60,17 +71,27 @@ fn text(view: &RunView, processes: &[ProcessSeen], out: &Output) -> std::io::Res
         }
     }
     let limits = &spec.limits;
-    let timers = [("init_timeout", limits.init_timeout), ("max_runtime", limits.max_runtime)];
-    for (name, limit) in timers {
-        let deadline = view.deadlines.iter().find(|(rule, _)| rule.as_str() == name);
-        let ends = deadline.map(|(_, at)| format!(", ends it at {}", local_time(*at))).unwrap_or_default();
-        row(name, format!("{}{ends}", limit.map_or_else(off, human_duration)))?;
+    for rule in Rule::TIMED {
+        let Some((action, limit)) = limits.rule(rule) else { continue };
+        let deadline = view.deadlines.iter().find(|(of, _)| *of == rule);
+        let then = if action == Action::Kill && !limits.watch.dry_run { "ends it" } else { "is over" };
+        let ends = deadline.map(|(_, at)| format!(", {then} at {}", local_time(*at))).unwrap_or_default();
+        let limit = limit.filter(|_| action != Action::Off);
+        row(rule.as_str(), limit.map_or_else(off, |limit| format!("{}, {action}{ends}", human_duration(limit))))?;
+    }
+    row(Rule::Escapees.as_str(), limits.watch.escapees.to_string())?;
+    for escapee in &view.escapees {
+        row("", escape(&escapee.to_string()))?;
+    }
+    if limits.watch.dry_run {
+        row("dry_run", "yes: no rule ends it".to_owned())?;
     }
     row("grace", human_duration(limits.grace))?;
     row("readiness", limits.readiness.as_str().to_owned())?;
     row("memory_max", limits.resources.memory_max_bytes.map_or_else(off, human_size))?;
     row("tasks_max", limits.resources.tasks_max.map_or_else(off, |n| n.to_string()))?;
     row("cpu_max", limits.resources.cpu_max_percent.map_or_else(off, |p| format!("{p} %")))?;
+    heartbeats(&view.heartbeats).iter().try_for_each(|(name, text)| row(name, text.clone()))?;
     row("containment", contained_by(view))?;
     if limits.isolate_pids {
         row("isolate_pids", "yes".to_owned())?;
@@ -85,7 +106,8 @@ fn text(view: &RunView, processes: &[ProcessSeen], out: &Output) -> std::io::Res
         row("log", escape(&log.to_string_lossy()))?;
     }
     row("cpu", view.usage.cpu_usec.map_or_else(list::unknown, |u| human_duration(Duration::from_micros(u))))?;
-    row("memory", view.usage.memory_bytes.map_or_else(list::unknown, human_size))?;
+    let most = view.usage.memory_peak_bytes.map(|peak| format!(", {} at most", human_size(peak))).unwrap_or_default();
+    row("memory", format!("{}{most}", view.usage.memory_bytes.map_or_else(list::unknown, human_size)))?;
     row("tasks", view.usage.tasks.map_or_else(list::unknown, |n| n.to_string()))?;
     let size = |bytes: Option<u64>| bytes.map_or_else(list::unknown, human_size);
     row("storage", format!("{} read, {} written", size(view.usage.io_read_bytes), size(view.usage.io_write_bytes)))?;
@@ -102,6 +124,30 @@ fn text(view: &RunView, processes: &[ProcessSeen], out: &Output) -> std::io::Res
         }
     }
     Ok(())
+}
+
+/// What it says of itself, if it says anything.
+fn heartbeats(said: &Heartbeats) -> Vec<(&'static str, String)> {
+    let mut rows = Vec::new();
+    if let Some(at) = said.last_at {
+        rows.push(("heartbeats", format!("{}, the last at {}", said.total, local_time(at))));
+    }
+    if !said.status.is_empty() {
+        rows.push(("status", escape(&said.status)));
+    }
+    if said.stopping {
+        rows.push(("says", "it is about to end".to_owned()));
+    }
+    if let Some(errno) = said.errno {
+        rows.push(("errno", escape(&std::io::Error::from_raw_os_error(errno).to_string())));
+    }
+    let Refused { foreign, flooded, too_long } = said.refused;
+    let why = [(foreign, "from outside of the run"), (flooded, "too many in a second"), (too_long, "too long")];
+    let why: Vec<String> = why.iter().filter(|(n, _)| *n > 0).map(|(n, why)| format!("{n} {why}")).collect();
+    if !why.is_empty() {
+        rows.push(("refused", format!("messages: {}", why.join(", "))));
+    }
+    rows
 }
 
 fn contained_by(view: &RunView) -> String {
@@ -144,6 +190,10 @@ pub fn receipt_lines(receipt: &Receipt) -> Vec<String> {
     let seen = receipt.processes.iter().map(|p| format!("{} {}", p.pid, escape(&p.name))).collect::<Vec<_>>();
     if !seen.is_empty() {
         lines.push(format!("{} there: {}", receipt.processes_total, seen.join(", ")));
+    }
+    lines.extend(receipt.escapees.iter().map(|e| format!("escapee: {}", escape(&e.to_string()))));
+    if !receipt.explanation.is_empty() {
+        lines.push(format!("explanation: {}", escape(&receipt.explanation)));
     }
     lines
 }

@@ -21,6 +21,7 @@ pub fn finished(outcome: Outcome) -> RunView {
             limits: Limits {
                 init_timeout: None,
                 max_runtime: None,
+                watch: Watch::default(),
                 grace: Duration::from_secs(10),
                 readiness: Readiness::Output,
                 resources: Resources::default(),
@@ -43,6 +44,8 @@ pub fn finished(outcome: Outcome) -> RunView {
         outcome: Some(outcome),
         receipt: None,
         usage: Usage::default(),
+        heartbeats: Default::default(),
+        escapees: vec![],
         notices: vec![],
     }
 }
@@ -66,6 +69,9 @@ pub fn killed() -> RunView {
         containment: Containment::Cgroupfs,
         processes: vec![],
         processes_total: 2,
+        growth: None,
+        escapees: vec![],
+        explanation: String::new(),
     });
     view
 }

@@ -141,7 +141,13 @@ impl<'a> Watch<'a> {
         let mut over = std::pin::pin!(client.wait(&id, None));
         loop {
             if let Some(status) = self.exited.filter(|_| news.exited) {
-                Self::heard(client.report_exit(self.run, status)).await?;
+                // The end may come with the answer, and is asked for meanwhile.
+                let told = Self::heard(client.report_exit(self.run, status));
+                tokio::select! {
+                    biased;
+                    told = told => told?,
+                    ended = &mut over => return ended,
+                }
             }
             if let Some((mode, reason)) = self.wanted.clone().filter(|_| news.wanted) {
                 Self::heard(client.kill(&id, mode, &reason)).await?;

@@ -9,7 +9,7 @@ use super::Config;
 use super::values::{
     OFF, clip, parse_count_or_off, parse_duration_or_off, parse_percent_or_off, parse_size, parse_size_or_off,
 };
-use crate::model::{Containment, Credential, LimitUpdate, parse_duration};
+use crate::model::{Action, Containment, Credential, LimitUpdate, parse_duration};
 
 /// What a key does with its value, or why it refuses it.
 type Set<T> = fn(&mut T, &DeValue<'_>) -> Result<(), String>;
@@ -24,6 +24,19 @@ pub(super) const TABLES: [&str; 4] = ["defaults", "workflow", "instance", "reten
 pub(super) const LIMITS: &Keys<LimitUpdate> = &[
     ("init_timeout", |l, v| put(&mut l.init_timeout, text(v).and_then(parse_duration_or_off))),
     ("max_runtime", |l, v| put(&mut l.max_runtime, text(v).and_then(parse_duration_or_off))),
+    ("init_action", |l, v| put(&mut l.watch.init_action, text(v).and_then(str::parse))),
+    ("max_runtime_action", |l, v| put(&mut l.watch.max_runtime_action, text(v).and_then(str::parse))),
+    ("heartbeat_timeout", |l, v| put(&mut l.watch.heartbeat_timeout, text(v).and_then(parse_duration_or_off))),
+    ("heartbeat_action", |l, v| put(&mut l.watch.heartbeat_action, text(v).and_then(Action::parse_of_heartbeats))),
+    ("idle_timeout", |l, v| put(&mut l.watch.idle_timeout, text(v).and_then(parse_duration_or_off))),
+    ("idle_action", |l, v| put(&mut l.watch.idle_action, text(v).and_then(str::parse))),
+    ("spin_timeout", |l, v| put(&mut l.watch.spin_timeout, text(v).and_then(parse_duration_or_off))),
+    ("spin_action", |l, v| put(&mut l.watch.spin_action, text(v).and_then(str::parse))),
+    ("input_timeout", |l, v| put(&mut l.watch.input_timeout, text(v).and_then(parse_duration_or_off))),
+    ("input_action", |l, v| put(&mut l.watch.input_action, text(v).and_then(Action::parse_harmless))),
+    ("escapees", |l, v| put(&mut l.watch.escapees, text(v).and_then(str::parse))),
+    ("pressure_max", |l, v| put(&mut l.watch.pressure_max_percent, text(v).and_then(parse_percent_or_off))),
+    ("dry_run", |l, v| put(&mut l.watch.dry_run, truth(v))),
     ("grace", |l, v| {
         put(&mut l.grace, text(v).and_then(|t| at_most(parse_duration(t)?, Duration::from_secs(86_400), "24h")))
     }),

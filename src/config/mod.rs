@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::model::{Containment, LimitUpdate, Limits, Readiness, Resources, Retention, Sandbox};
+use crate::model::{Containment, LimitUpdate, Limits, Readiness, Resources, Retention, Sandbox, Watch};
 
 mod keys;
 mod load;
@@ -82,6 +82,7 @@ impl Config {
             defaults: Limits {
                 init_timeout: None,
                 max_runtime: None,
+                watch: Watch::default(),
                 grace: Duration::ZERO,
                 readiness: Readiness::default(),
                 resources: Resources::default(),

@@ -4,15 +4,25 @@ use std::fmt::{self, Display, Formatter};
 use std::time::Duration;
 
 use super::Config;
-use crate::model::{Containment, Credential, LimitUpdate, Limits};
+use crate::model::{Action, Containment, Credential, LimitUpdate, Limits};
 
 impl Display for Config {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let Limits { init_timeout, max_runtime, grace, readiness, resources, isolate_pids, sandbox, credentials } =
-            &self.defaults;
+        let Limits {
+            init_timeout,
+            max_runtime,
+            watch,
+            grace,
+            readiness,
+            resources,
+            isolate_pids,
+            sandbox,
+            credentials,
+        } = &self.defaults;
         let defaults = LimitUpdate {
             init_timeout: Some(*init_timeout),
             max_runtime: Some(*max_runtime),
+            watch: (*watch).into(),
             grace: Some(*grace),
             readiness: Some(*readiness),
             memory_max_bytes: Some(resources.memory_max_bytes),
@@ -47,6 +57,20 @@ fn section(f: &mut Formatter<'_>, name: &str, limits: &LimitUpdate) -> fmt::Resu
     let mut put = |key: &str, value: Option<String>| value.map_or(Ok(()), |value| writeln!(f, "{key} = {value}"));
     put("init_timeout", limits.init_timeout.map(|t| or_off(t.map(duration))))?;
     put("max_runtime", limits.max_runtime.map(|t| or_off(t.map(duration))))?;
+    let (watch, action) = (&limits.watch, |action: Option<Action>| action.map(|a| format!("\"{a}\"")));
+    put("init_action", action(watch.init_action))?;
+    put("max_runtime_action", action(watch.max_runtime_action))?;
+    put("heartbeat_timeout", watch.heartbeat_timeout.map(|t| or_off(t.map(duration))))?;
+    put("heartbeat_action", action(watch.heartbeat_action))?;
+    put("idle_timeout", watch.idle_timeout.map(|t| or_off(t.map(duration))))?;
+    put("idle_action", action(watch.idle_action))?;
+    put("spin_timeout", watch.spin_timeout.map(|t| or_off(t.map(duration))))?;
+    put("spin_action", action(watch.spin_action))?;
+    put("input_timeout", watch.input_timeout.map(|t| or_off(t.map(duration))))?;
+    put("input_action", action(watch.input_action))?;
+    put("escapees", action(watch.escapees))?;
+    put("pressure_max", watch.pressure_max_percent.map(|p| or_off(p.map(|p| format!("\"{p}%\"")))))?;
+    put("dry_run", watch.dry_run.map(|dry| dry.to_string()))?;
     put("grace", limits.grace.map(duration))?;
     put("readiness", limits.readiness.map(|r| format!("\"{}\"", r.as_str())))?;
     put("memory_max", limits.memory_max_bytes.map(|m| or_off(m.map(size))))?;
@@ -101,7 +125,7 @@ mod tests {
     fn what_is_shown_loads_to_the_same() {
         let dir = tempfile::tempdir().unwrap();
         let (given, shown) = (dir.path().join("given.toml"), dir.path().join("shown.toml"));
-        let text = "[defaults]\nmemory_max = \"2G\"\n[workflow.\"a.b\"]\ncpu_max = \"150%\"\ntasks_max = 5\ninit_timeout = \"off\"\nisolate_pids = true\n[instance]\nbackend = \"subtree\"\nidle_exit = \"off\"\n";
+        let text = "[defaults]\nmemory_max = \"2G\"\n[workflow.\"a.b\"]\ncpu_max = \"150%\"\ntasks_max = 5\ninit_timeout = \"off\"\nisolate_pids = true\nidle_timeout = \"off\"\nspin_action = \"kill\"\nescapees = \"kill\"\ndry_run = true\n[instance]\nbackend = \"subtree\"\nidle_exit = \"off\"\n";
         fs::write(&given, text).unwrap();
         let config = Config::load(&[given]).unwrap();
         fs::write(&shown, config.to_string()).unwrap();

@@ -2,6 +2,7 @@ use std::fs;
 use std::path::Path;
 
 use super::*;
+use crate::model::Action;
 
 fn load(text: &str) -> Result<Config, ConfigErrors> {
     let dir = tempfile::tempdir().unwrap();
@@ -32,6 +33,22 @@ fn the_built_in_file_names_every_key_and_gives_the_documented_defaults() {
     assert_eq!(config.limits("brain").init_timeout, mins(40));
     assert_eq!(config.limits("anything else").init_timeout, mins(30));
     assert_eq!(config.defaults.grace, Duration::from_secs(10));
+    let watch = Watch {
+        init_action: Action::Kill,
+        max_runtime_action: Action::Kill,
+        heartbeat_timeout: mins(5),
+        heartbeat_action: Action::KillIfIdle,
+        idle_timeout: mins(15),
+        idle_action: Action::Warn,
+        spin_timeout: mins(20),
+        spin_action: Action::Warn,
+        input_timeout: mins(2),
+        input_action: Action::Warn,
+        pressure_max_percent: Some(40),
+        escapees: Action::Warn,
+        dry_run: false,
+    };
+    assert_eq!(config.defaults.watch, watch);
     let instance = InstanceSettings {
         sample_interval: Duration::from_secs(5),
         idle_exit: Some(Duration::from_secs(60)),
@@ -57,7 +74,8 @@ fn every_key_takes_its_values() {
     let config = load(
         "[defaults]\ninit_timeout = \"off\"\nmax_runtime = \"2h\"\ngrace = \"0s\"\nreadiness = \"exec\"\n\
          memory_max = \"2G\"\ntasks_max = 512\ncpu_max = \"150%\"\nisolate_pids = true\n\
-         [workflow.x]\nmemory_max = 4096\ntasks_max = \"off\"\ncpu_max = \"off\"\n\
+         idle_timeout = \"off\"\nspin_action = \"kill\"\ndry_run = true\n\
+         [workflow.x]\nidle_timeout = \"1h\"\ninput_action = \"off\"\ndry_run = false\nmemory_max = 4096\ntasks_max = \"off\"\ncpu_max = \"off\"\n\
          [instance]\nsample_interval = \"60s\"\nidle_exit = \"off\"\nlog_max = \"64K\"\nmax_runs = 1\nbackend = \"subtree\"\n\
          cgroup = \"/sys/fs/cgroup/mine\"\n[retention]\nmax_age = \"off\"\nmax_size = \"off\"\n",
     )
@@ -65,6 +83,10 @@ fn every_key_takes_its_values() {
     let limits = config.limits("other");
     assert_eq!((limits.init_timeout, limits.max_runtime, limits.grace), (None, mins(120), Duration::ZERO));
     assert_eq!(limits.readiness, Readiness::Exec);
+    let (watch, of_x) = (limits.watch, config.limits("x").watch);
+    assert_eq!((watch.idle_timeout, watch.spin_action, watch.dry_run), (None, Action::Kill, true));
+    assert_eq!((of_x.idle_timeout, of_x.spin_action, of_x.dry_run), (mins(60), Action::Kill, false));
+    assert_eq!((watch.input_action, of_x.input_action), (Action::Warn, Action::Off));
     let resources = Resources { memory_max_bytes: Some(2 << 30), tasks_max: Some(512), cpu_max_percent: Some(150) };
     assert_eq!(limits.resources, resources);
     let resources = Resources { memory_max_bytes: Some(4096), tasks_max: None, cpu_max_percent: None };
@@ -98,7 +120,8 @@ zzz = 1
             "4:14 defaults.memory_max: \"-1\" is not a size: write it as 512M or 2G (powers of 1024), or off",
             "7:15 workflow.builder.max_runtime: zero leaves no time at all: write off to have no limit",
             "8:1 workflow.builder.zzz: is not a key of the configuration: known here are init_timeout, max_runtime, \
-             grace, readiness, memory_max, tasks_max, cpu_max, isolate_pids, sandbox, credentials",
+             init_action, max_runtime_action, heartbeat_timeout, heartbeat_action, idle_timeout, idle_action, spin_timeout, spin_action, input_timeout, \
+             input_action, escapees, pressure_max, dry_run, grace, readiness, memory_max, tasks_max, cpu_max, isolate_pids, sandbox, credentials",
             "10:11 workflow.a/b: \"a/b\" cannot name a workflow: use 1 to 64 letters, digits, `_`, `.` and `-`, the \
              first not `.` or `-`",
             "11:2 instanse: is not a table of the configuration: did you mean instance?",
@@ -113,10 +136,16 @@ fn what_is_out_of_range_or_of_another_kind_is_refused() {
         "workflow = 1",
         "workflow.x = 1",
         "[defaults]\ninit_timeout = false",
+        "[defaults]\nidle_action = \"stop\"",
+        "[defaults]\ninput_action = \"kill\"",
+        "[defaults]\ndry_run = \"yes\"",
+        "[defaults]\npressure_max = 40",
         "[defaults]\ninit_timeout = [\"5m\"]",
         "[defaults]\ngrace = \"25h\"",
         "[defaults]\ngrace = \"off\"",
-        "[defaults]\nreadiness = \"notify\"",
+        "[defaults]\nreadiness = \"ready\"",
+        "[defaults]\nheartbeat_action = \"stop\"",
+        "[defaults]\nheartbeat_timeout = \"0s\"",
         "[defaults]\nmemory_max = 0",
         "[defaults]\nmemory_max = 1.5",
         "[defaults]\nmemory_max = 0x10",

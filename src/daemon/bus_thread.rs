@@ -23,17 +23,20 @@ fn signals() -> SigSet {
     [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect()
 }
 
-/// Blocks them in this thread and all that it will start: they are read from a descriptor. Run commands get a clean
-/// mask from the gate.
+/// Blocks them in this thread and all that it will start: they are read from a descriptor. SIGXFSZ too, so that a file that
+/// may not grow (`ulimit -f`) is an error for the store, like a full disk, and not our end. Run commands get a clean mask from
+/// the gate.
 pub fn block_signals() -> anyhow::Result<()> {
-    signals().thread_block().context("cannot block signals")
+    let mut blocked = signals();
+    blocked.add(Signal::SIGXFSZ);
+    blocked.thread_block().context("cannot block signals")
 }
 
 /// Where the bus is served.
 #[derive(Debug)]
 pub struct Listen {
     /// The socket in the state directory.
-    pub socket: Option<UnixListener>,
+    pub socket: UnixListener,
     /// The message bus on which the name is taken.
     pub bus: Option<Bus>,
     /// Told when the name is ours there.
@@ -85,12 +88,7 @@ pub fn start(
 /// Serves everywhere, until the first of it cannot be served any more.
 async fn serve(listen: Listen, services: Arc<Services>, connections: watch::Sender<usize>) -> io::Result<()> {
     let Listen { socket, bus, held } = listen;
-    let on_socket = async {
-        match socket {
-            Some(socket) => bus::serve_private(socket, services.clone(), connections).await,
-            None => std::future::pending().await,
-        }
-    };
+    let on_socket = bus::serve_private(socket, services.clone(), connections);
     let on_bus = async {
         match bus {
             Some(bus) => {
@@ -123,7 +121,7 @@ async fn obey(signals: SignalFd, commands: &Commands) {
 
 async fn stop_instance(commands: &Commands, command: Command) {
     let uid = nix::unistd::geteuid().as_raw();
-    let caller = Caller { uid, user: "signal".to_owned(), pidfd: None };
+    let caller = Caller { uid, user: "signal".to_owned(), process: None };
     if let Err(e) = commands.ask(command, caller).await {
         tracing::error!("{e}");
     }

@@ -2,15 +2,15 @@
 //! beside the published views.
 
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::mpsc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use crate::kernel::process;
+use crate::kernel::{KernelError, process};
 pub use crate::model::{Answer, LaunchRequest};
-use crate::model::{Error, ErrorKind, ExitStatus, KillMode, Rule, RunId};
+use crate::model::{Error, ErrorKind, ExitStatus, KillMode, Notification, ProcessId, Rule, RunId};
 
 /// Who asks, as the kernel gave it with the connection.
 #[derive(Debug, Clone)]
@@ -19,8 +19,36 @@ pub struct Caller {
     pub uid: u32,
     /// Their name, or the uid again.
     pub user: String,
-    /// Their process, by pidfd; none where the connection could not give one.
-    pub pidfd: Option<Arc<OwnedFd>>,
+    /// Their process; none where the connection could not give one.
+    pub process: Option<Arc<CallerProcess>>,
+}
+
+/// A caller's process, held by its pidfd.
+#[derive(Debug)]
+pub struct CallerProcess {
+    pidfd: OwnedFd,
+    id: OnceLock<ProcessId>,
+}
+
+impl CallerProcess {
+    /// The process of this pidfd.
+    pub fn new(pidfd: OwnedFd) -> Self {
+        Self { pidfd, id: OnceLock::new() }
+    }
+
+    /// Its pidfd.
+    pub fn pidfd(&self) -> &OwnedFd {
+        &self.pidfd
+    }
+
+    /// Which process it is. A pidfd stays the same process's, so /proc is read once, while it was alive.
+    pub fn id(&self) -> Result<ProcessId, KernelError> {
+        if let Some(id) = self.id.get() {
+            return Ok(*id);
+        }
+        let id = process::identify(&self.pidfd)?;
+        Ok(*self.id.get_or_init(|| id))
+    }
 }
 
 impl Caller {
@@ -78,6 +106,13 @@ pub enum Command {
         rule: Rule,
         /// How much longer.
         by: Duration,
+    },
+    /// Say something for a run, as its processes do.
+    Heartbeat {
+        /// The run.
+        run: RunId,
+        /// What.
+        said: Box<Notification>,
     },
     /// Pause a run.
     Freeze(RunId),

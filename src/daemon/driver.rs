@@ -4,62 +4,43 @@
 //! is one call of the kernel or the store, and its result goes back as an event. Generic over both, so that the property
 //! tests drive the same code with a simulated kernel and a store that fails.
 
+mod escapees;
+mod held;
+
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::engine::{Effect, Engine, Event, Record, Removal, ReplyTo, Ticket};
+use crate::engine::{Effect, Engine, Event, Record, Removal, ReplyTo, Run, Ticket};
 use crate::failpoint;
-use crate::kernel::{Attached, Exec, Kernel, KernelError, Notice, Role};
-use crate::model::{Actor, Answer, AuditEvent, Error, ErrorKind, Phase, RunId, RunSpec, RunView};
+use crate::kernel::{Attached, Heard, Kernel, KernelError, Notice, Role};
+use crate::model::{
+    Actor, Answer, AuditEvent, Error, ErrorKind, Phase, Receipt, RunId, RunSpec, RunView, Sample, Sought, Usage,
+    UsageMinute,
+};
 use crate::store::{Batch, Write};
 
 use super::published::{Published, UsageCell};
 use super::recovery::Saved;
+pub use held::Held;
 
-/// Evidence is taken between the intent and the first signal: it must not hold up the kill.
-const EVIDENCE_BUDGET: Duration = Duration::from_millis(250);
-/// How many runs are read in full at each sample, in turn. Reading /proc for all of 1,000 would cost 2 % of a core.
-const TURN: usize = 16;
+mod evidence;
+mod sampling;
 
+/// How long what could not be done is left before it is tried again.
+const CATCH_UP: Duration = Duration::from_millis(100);
 /// Where records go.
 pub trait Recorder {
     /// Takes a batch, or gives it back because it cannot take more.
     fn submit(&mut self, batch: Batch) -> Result<(), Batch>;
     /// Sends an event to the journal alone.
     fn journal(&mut self, event: AuditEvent);
+    /// Takes what runs used, or drops it because it cannot take more.
+    fn keep_samples(&mut self, minutes: Vec<UsageMinute>);
 }
 
 /// What becomes of an answer.
 pub type Reply = Box<dyn FnOnce(Result<Answer, Error>) + Send>;
-
-/// The descriptors of one run.
-pub struct Held<K: Kernel> {
-    /// What is to be executed, for a detached run that is not yet contained.
-    pub exec: Option<Exec>,
-    /// The main process; holds the gate of a detached run until it is opened.
-    pub main: Option<K::Process>,
-    /// The client of a foreground run.
-    pub client: Option<K::Process>,
-    /// What holds it together.
-    pub container: Option<K::Container>,
-    /// What its container could not do as asked, until it is contained.
-    pub notices: Vec<String>,
-    /// What it uses.
-    pub usage: Arc<UsageCell>,
-}
-
-impl<K: Kernel> Held<K> {
-    /// The processes of a foreground run that is to be contained, or of one that is adopted.
-    pub fn new(main: Option<K::Process>, client: Option<K::Process>) -> Self {
-        Self { exec: None, main, client, container: None, notices: Vec::new(), usage: Arc::default() }
-    }
-
-    /// What a detached run is to execute.
-    pub fn detached(exec: Exec) -> Self {
-        Self { exec: Some(exec), ..Self::new(None, None) }
-    }
-}
 
 /// The engine with its hands.
 pub struct Driver<K: Kernel, R: Recorder> {
@@ -71,6 +52,8 @@ pub struct Driver<K: Kernel, R: Recorder> {
     published: Arc<Published>,
     held: BTreeMap<RunId, Held<K>>,
     queue: VecDeque<Event>,
+    /// Whose escapees are to be looked for, all in one look.
+    seeking: Vec<Sought>,
     replies: HashMap<ReplyTo, Reply>,
     tickets: HashMap<u64, Ticket>,
     last_number: u64,
@@ -82,6 +65,8 @@ pub struct Driver<K: Kernel, R: Recorder> {
     totals: (u64, u64),
     /// What the store could not take, in order. Bounded by the number of live runs: without a record none is launched.
     backlog: VecDeque<Batch>,
+    /// Whom evidence is still to be taken of, and how long that took in this turn.
+    evidence: evidence::Turn,
 }
 
 impl<K: Kernel, R: Recorder> Driver<K, R> {
@@ -95,6 +80,7 @@ impl<K: Kernel, R: Recorder> Driver<K, R> {
             published,
             held: BTreeMap::new(),
             queue: VecDeque::new(),
+            seeking: Vec::new(),
             replies: HashMap::new(),
             tickets: HashMap::new(),
             last_number: 0,
@@ -104,6 +90,7 @@ impl<K: Kernel, R: Recorder> Driver<K, R> {
             childless: true,
             totals: (0, 0),
             backlog: VecDeque::new(),
+            evidence: evidence::Turn::default(),
         }
     }
 
@@ -183,7 +170,14 @@ impl<K: Kernel, R: Recorder> Driver<K, R> {
                 let status = self.kernel.exit_status(held.container.as_ref(), held.main.as_ref());
                 let oom = held.container.as_ref().is_some_and(|c| self.kernel.oom_kills(c) > 0);
                 self.handle(Event::MainExited { run, status, oom });
+                let phase = self.engine.view(run, self.kernel.now()).map(|view| view.phase);
+                if failpoint::without("guard.leftovers").is_some()
+                    && matches!(phase, Some(Phase::Initializing | Phase::Running))
+                {
+                    self.handle(Event::Populated { run, populated: false });
+                }
             }
+            Notice::ProcessExited(..) if failpoint::without("guard.client").is_some() => {}
             Notice::ProcessExited(run, Role::Client) => self.handle(Event::ClientGone(run)),
             Notice::ContainerChanged(run) => self.look(run),
             Notice::Told(run) if self.engine.is_containing(run) => {
@@ -191,9 +185,19 @@ impl<K: Kernel, R: Recorder> Driver<K, R> {
                 self.queue.push_back(event);
             }
             Notice::Told(run) => self.look(run),
+            Notice::Spoke(run) => self.hear(run),
+            Notice::Found => self.found(),
             Notice::Woken => {}
         }
         self.drain();
+    }
+
+    /// Takes in what the processes of a run said. Their senders may go on when all of it is done.
+    fn hear(&mut self, run: RunId) {
+        let container = self.held.get(&run).and_then(|h| h.container.as_ref());
+        let Heard { messages, refused, barriers } = self.kernel.hear(run, container);
+        self.handle(Event::Heard { run, messages, refused, reply: None });
+        drop(barriers);
     }
 
     /// Takes in what the store says about a ticket.
@@ -204,7 +208,9 @@ impl<K: Kernel, R: Recorder> Driver<K, R> {
             Ticket::Start(_) => "launch.started",
             Ticket::Kill(_) => "kill.recorded",
             Ticket::Finish(_) => "finish.recorded",
+            Ticket::Escapees(_) => "escapees.recorded",
         });
+        let ok = ok || failpoint::without("guard.record").is_some();
         self.handle(if ok { Event::Recorded(ticket) } else { Event::NotRecorded(ticket) });
     }
 
@@ -215,6 +221,7 @@ impl<K: Kernel, R: Recorder> Driver<K, R> {
                 self.perform(effect);
             }
         }
+        self.seek();
     }
 
     fn perform(&mut self, effect: Effect) {
@@ -242,12 +249,10 @@ impl<K: Kernel, R: Recorder> Driver<K, R> {
                 self.queue.push_back(Event::Probed { run, output });
             }
             Effect::Look(run) => self.look(run),
-            Effect::Inspect(run) => {
-                let container = self.held.get(&run).and_then(|h| h.container.as_ref());
-                let evidence = container.map(|c| self.kernel.evidence(c, EVIDENCE_BUDGET)).unwrap_or_default();
-                self.queue.push_back(Event::Inspected { run, evidence });
-                self.pass("kill.evidence");
-            }
+            Effect::Inspect(run) => self.inspect(run),
+            Effect::Explain(run) => self.explain_later(run),
+            Effect::Seek(of) => self.seeking.push(*of),
+            Effect::ActOnEscapees { of, act } => self.kernel.act_on_escapees(*of, act),
             Effect::Terminate(run) => {
                 let (processes, trouble) = self.act(run, K::terminate);
                 self.queue.push_back(Event::Terminated { run, processes, trouble });
@@ -267,6 +272,26 @@ impl<K: Kernel, R: Recorder> Driver<K, R> {
                 };
                 self.queue.push_back(Event::FreezeDone { run, frozen, result, actor, reply });
             }
+            Effect::Sample(run) => {
+                let held = self.held.get(&run).and_then(|h| Some((&h.usage, h.container.as_ref()?)));
+                let usage = held.and_then(|(cell, container)| Some((cell, self.kernel.sample(container).ok()?)));
+                // What cannot be read is not known, and the rules are told so.
+                let sample = usage.map_or_else(Sample::default, |(cell, usage)| {
+                    cell.update(usage);
+                    usage.into()
+                });
+                self.queue.push_back(Event::Sampled { run, sample });
+            }
+            Effect::Examine(run) => {
+                let held = self.held.get(&run).and_then(|h| Some((h.main.as_ref(), h.container.as_ref()?)));
+                let known = self.engine.run(run).and_then(Run::known_look);
+                let look = held.and_then(|(main, container)| self.kernel.examine(container, main, known).ok());
+                let look = look.unwrap_or_default();
+                if let Some(held) = self.held.get(&run) {
+                    held.usage.pressed(look.memory_pressure);
+                }
+                self.queue.push_back(Event::Examined { run, look });
+            }
             Effect::AskStatus(run) => {
                 let held = self.held.get(&run);
                 let status = held.and_then(|h| self.kernel.exit_status(h.container.as_ref(), h.main.as_ref()));
@@ -274,16 +299,19 @@ impl<K: Kernel, R: Recorder> Driver<K, R> {
             }
             Effect::Remove(run) => {
                 let container = self.held.get(&run).and_then(|h| h.container.as_ref());
+                let container = container.filter(|_| failpoint::without("guard.removal").is_none());
                 let result = match container.map(|c| self.kernel.remove(c)) {
                     None | Some(Ok(()) | Err(KernelError::Gone { .. })) => Removal::Gone,
                     Some(Err(KernelError::Busy { .. })) => Removal::Busy,
-                    Some(Err(e)) => Removal::Refused(e.to_string()),
+                    Some(Err(e @ KernelError::NotOurs { .. })) => Removal::Refused(e.to_string()),
+                    Some(Err(e)) => Removal::Failed(e.to_string()),
                 };
                 self.queue.push_back(Event::Removed { run, result });
                 self.pass("finish.removed");
             }
             Effect::Publish(run) => self.publish(run),
             Effect::Finish(view) => self.finish(*view),
+            Effect::Amend(view) => self.published.amend(*view),
             Effect::Reply(to, answer) => {
                 let launched = matches!(answer, Ok(Answer::Run(_)));
                 if let Some(reply) = self.replies.remove(&to) {
@@ -308,28 +336,27 @@ impl<K: Kernel, R: Recorder> Driver<K, R> {
             Some(Ticket::Start(_)) => "launch.contained",
             Some(Ticket::Kill(_)) => "kill.requested",
             Some(Ticket::Finish(_)) => "finish.empty",
-            None => "",
+            Some(Ticket::Escapees(_)) | None => "",
         });
-        match ticket {
-            Some(Ticket::Launch(_)) => self.totals.0 += 1,
-            Some(Ticket::Kill(_)) => self.totals.1 += 1,
-            _ => {}
-        }
+        self.totals.0 += u64::from(matches!(ticket, Some(Ticket::Launch(_))));
+        self.totals.1 += u64::from(matches!(ticket, Some(Ticket::Kill(_))));
         if let Some(Ticket::Finish(run)) = ticket
             && let Some(held) = self.held.get(&run)
             && let Some(Ok(usage)) = held.container.as_ref().map(|c| self.kernel.sample(c))
         {
             // The counters of the whole run, a moment before its container is removed.
-            held.usage.update(usage);
+            let peak = held.container.as_ref().and_then(|c| self.kernel.memory_peak(c));
+            held.usage.update(Usage { memory_peak_bytes: peak, ..usage });
         }
         let number = ticket.map(|ticket| {
             let number = self.number();
             self.tickets.insert(number, ticket);
             number
         });
-        let usage = |view: &RunView| self.held.get(&view.spec.id).map(|h| h.usage.get()).unwrap_or_default();
         let run = run.map(|(view, state)| {
-            let usage = usage(&view);
+            let held = self.held.get(&view.spec.id).map(|h| h.usage.get());
+            // What is found out of a run after its end changes nothing of what it has used.
+            let usage = held.or_else(|| Some(self.published.run(view.spec.id)?.usage)).unwrap_or_default();
             let state = state.map(|state| Saved::text(&self.boot_id, &state));
             Write::Run { view: Box::new(RunView { usage, ..view }), state }
         });
@@ -339,7 +366,8 @@ impl<K: Kernel, R: Recorder> Driver<K, R> {
             .chain(receipt.map(|r| Write::KillDone(Box::new(r))))
             .chain(audit.into_iter().map(Write::Audit))
             .collect();
-        self.backlog.push_back(Batch { writes, ticket: number });
+        let is_provisional = ticket.is_some_and(Ticket::is_provisional);
+        self.backlog.push_back(Batch { writes, ticket: number, is_provisional });
         self.flush();
         // What the store cannot take now does not hold up the run: it is kept, and the run is told so.
         let waiting = self.backlog.iter_mut().filter_map(|batch| batch.ticket.take());
@@ -354,15 +382,18 @@ impl<K: Kernel, R: Recorder> Driver<K, R> {
         }
     }
 
-    /// Whether there is something to catch up with: nothing else may happen for long that would be the occasion.
-    pub fn is_behind(&self) -> bool {
+    /// When there is something to catch up with: nothing else may happen for long that would be the occasion.
+    pub fn behind(&self) -> Option<Duration> {
         // Killed processes become zombies some moments after their container is empty.
         let unreaped = !self.childless && self.held.is_empty();
-        unreaped || !self.stale.is_empty() || !self.backlog.is_empty()
+        let behind = unreaped || !self.stale.is_empty() || !self.backlog.is_empty();
+        if self.is_explaining() { Some(Duration::ZERO) } else { behind.then_some(CATCH_UP) }
     }
 
-    /// Does what could not be done before: gives the store what it had no room for, removes what was still in use, reaps.
+    /// Does what could not be done before, once a turn: takes evidence for warnings, gives the store what it had no room for,
+    /// removes what was still in use, reaps.
     pub fn catch_up(&mut self) {
+        self.explain();
         for container in std::mem::take(&mut self.stale) {
             self.discard(container);
         }
@@ -457,7 +488,13 @@ impl<K: Kernel, R: Recorder> Driver<K, R> {
         if !self.kernel.is_intact(container) {
             self.queue.push_back(Event::ContainmentLost(run));
         }
-        match self.kernel.populated(container) {
+        let populated = self.kernel.populated(container);
+        // First, for what it says of how the run ended.
+        let kills = self.kernel.oom_kills(container);
+        if kills > 0 {
+            self.queue.push_back(Event::OomKilled { run, kills });
+        }
+        match populated {
             // A container can be removed only when it is empty.
             Ok(false) | Err(KernelError::Gone { .. }) => {
                 let stopped = self.kernel.was_stopped(container);
@@ -495,53 +532,18 @@ impl<K: Kernel, R: Recorder> Driver<K, R> {
         self.childless = false;
         // There is one if the launch failed before it was used.
         self.unreserve(view.spec.id);
-        let usage = self.held.remove(&view.spec.id).map(|h| h.usage.get()).unwrap_or_default();
-        self.published.finish(RunView { usage, ..view });
-    }
-
-    /// Reads the counters of all runs, some of them in full, and keeps some logs to their size.
-    pub fn sample(&mut self, log_max_bytes: u64) {
-        self.kernel.begin_samples();
-        for held in self.held.values() {
-            if let Some(container) = &held.container
-                && let Ok(usage) = self.kernel.sample(container)
-            {
-                held.usage.update(usage);
-            }
+        let held = self.held.remove(&view.spec.id);
+        let minute = held.as_ref().and_then(|h| h.usage.close_minute(view.spec.id, self.kernel.now()));
+        if let Some(minute) = minute {
+            self.recorder.keep_samples(vec![minute]);
         }
-        self.kernel.end_samples();
-        self.childless = !self.kernel.reap();
-        let (turn, next) = self.turn(self.next_full_read);
-        self.next_full_read = next;
-        turn.into_iter().for_each(|id| self.refresh(id));
-        let (turn, next) = self.turn(self.next_capped);
-        self.next_capped = next;
-        for id in turn {
-            if let Some(log) = self.engine.run(id).and_then(|r| r.spec.log.as_deref()) {
-                // A log that cannot be cut stays too large; `doctor` and the disk's own alarms tell.
-                let _ = self.kernel.cap_log(log, log_max_bytes);
-            }
+        let usage = held.as_ref().map(|h| h.usage.get()).unwrap_or_default();
+        if failpoint::without("guard.descriptors").is_some() {
+            std::mem::forget(held);
         }
-    }
-
-    /// The next few runs after this one, round and round, and where the following turn begins.
-    fn turn(&self, from: Option<RunId>) -> (Vec<RunId>, Option<RunId>) {
-        let from = from.unwrap_or(RunId::from_bytes([0; 6]));
-        let around = self.held.range(from..).chain(self.held.range(..from));
-        let mut turn: Vec<RunId> = around.map(|(id, _)| *id).take(TURN + 1).collect();
-        let next = turn.get(TURN).copied();
-        turn.truncate(TURN);
-        (turn, next)
-    }
-
-    /// Reads one run in full.
-    pub fn refresh(&mut self, run: RunId) {
-        if let Some(held) = self.held.get(&run)
-            && let Some(container) = &held.container
-            && let Ok(usage) = self.kernel.usage(container)
-        {
-            held.usage.update(usage);
-        }
+        let mut view = RunView { usage, ..view };
+        view.receipt.iter_mut().for_each(Receipt::shorten);
+        self.published.finish(view);
     }
 }
 

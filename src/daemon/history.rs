@@ -3,7 +3,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::bus::{AuditReport, History, RunFilter};
-use crate::model::{AuditRow, Error, ErrorKind, Phase, RunId, RunView};
+use crate::model::{AuditRow, Error, ErrorKind, Phase, RunId, RunView, UsageSample, Wall};
 use crate::store::{Filter, Reader, StoreError, Verification};
 
 /// Two connections: what takes long does not hold up what does not.
@@ -83,6 +83,10 @@ impl History for Readers {
                 AuditReport { rows: good_rows, broken: Some((seq, what)), ..AuditReport::default() }
             }
         })
+    }
+
+    fn samples(&self, run: RunId, since: Wall) -> Result<Vec<UsageSample>, Error> {
+        self.slow().samples(run, since).map_err(unavailable)
     }
 
     fn last_seq(&self) -> Result<u64, Error> {

@@ -21,9 +21,11 @@ use crate::bus::client::Client;
 use crate::bus::{self, About, Bus, Services, Signal};
 use crate::config::{self, Config};
 use crate::engine::{Engine, Event, Settings};
+use crate::failpoint;
 use crate::kernel::{Kernel as _, Notice};
 use crate::model::{
-    Actor, Answer, AuditEvent, AuditRow, Containment, Error, EventKind, Health, InstanceKind, Mono, Now, RunId,
+    Actor, Answer, AuditEvent, AuditRow, Containment, Error, EventKind, Health, InstanceKind, Mono, Now, Refused,
+    RunId, UsageMinute,
 };
 use crate::store::{self, Batch, Store};
 
@@ -37,7 +39,7 @@ use super::launcher;
 use super::published::{Change, InstanceView, Published};
 use super::recovery::{self, Known};
 use super::reservations::Reservations;
-use super::service::ServiceManager;
+use super::service::{self, ServiceManager};
 use super::state_dir;
 
 /// What an instance is started with.
@@ -58,9 +60,6 @@ pub struct Options {
 /// How long the bus may take to give us our name.
 const NAME: Duration = Duration::from_secs(15);
 
-/// How long what could not be done is left before it is tried again.
-const CATCH_UP: Duration = Duration::from_millis(100);
-
 /// Serves until stopped or idle. Up to the moment when clients are answered, what goes wrong is returned to whoever started
 /// it; after that it is in the journal and the audit.
 pub fn run(options: &Options) -> anyhow::Result<()> {
@@ -68,6 +67,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     let _lock = take_lock(options.kind, &state_dir)?;
     // Started by way of /proc/self/exe, it would be `exe` to ps and pgrep. A name is for people: failing costs nothing.
     let _ = rustix::thread::set_name(c"guardiand");
+    super::panics::are_fatal();
     super::bus_thread::block_signals()?;
     journal::init_logging(options.foreground);
     let (config, files) =
@@ -132,6 +132,10 @@ impl Recorder for Records {
     fn journal(&mut self, event: AuditEvent) {
         self.journal.send(Entry { seq: None, event });
     }
+
+    fn keep_samples(&mut self, minutes: Vec<UsageMinute>) {
+        self.writer.keep_samples(minutes);
+    }
 }
 
 struct Instance {
@@ -170,9 +174,14 @@ impl Instance {
             kind: options.kind,
             backend,
             base: config.cgroup.clone(),
+            notify: state_dir::notify(options.kind, state_dir)?,
             ..HostOptions::new(key, state_dir)
         };
-        let (host, waker) = Host::new(host)?;
+        let stored = host.notify.stored;
+        let (mut host, waker) = Host::new(host)?;
+        if stored {
+            host.keep(service::kept_sockets());
+        }
         let wake: Arc<dyn Fn() + Send + Sync> = Arc::new(move || waker.wake());
         let journal = Journal::start()?;
         let signals = bus::signals();
@@ -207,6 +216,7 @@ impl Instance {
         let started = driver.kernel.now();
         let set_aside = opened.set_aside.map(|s| (s.path, s.why));
         recover(&mut driver, &readers, &config, set_aside, started)?;
+        driver.kernel.tidy();
 
         let about = About {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -220,13 +230,13 @@ impl Instance {
             started_at: started.wall,
             notes: driver.kernel.notes(),
         };
-        let processes: bus::ProcessReader = Arc::new(launcher::processes_of);
-        let services = Services::new(commands.clone(), published.clone(), readers, processes, about, signals);
+        let evidence: bus::EvidenceReader = Arc::new(launcher::evidence_of);
+        let services = Services::new(commands.clone(), published.clone(), readers, evidence, about, signals);
         let (connections_sender, connections) = watch::channel(0);
         let (held, is_held) = watch::channel(None);
         let listen = Listen {
-            // On the system bus everybody has a connection of their own already.
-            socket: if options.kind == InstanceKind::System { None } else { Some(state_dir::bind(state_dir)?) },
+            // The host's too: root comes by it, without the bus in between. Everybody else comes by the bus.
+            socket: state_dir::bind(state_dir)?,
             bus: Bus::of(options.kind),
             held,
         };
@@ -318,10 +328,10 @@ impl Instance {
             (self.view.runs_total, self.view.kills_total) = totals;
             self.published.put_instance(self.view.clone());
         }
-        let (view, live) = (&self.view, self.driver.engine().runs().count());
+        let (view, live) = (&self.view, self.driver.engine().live());
         let backend = self.driver.kernel.containment();
         let now = self.driver.kernel.now().mono;
-        self.service.status(now, || sentence(view, live, backend));
+        self.service.status(now, || service::sentence(view, live, backend));
     }
 
     /// Until the next deadline, sample, or look at whether anybody is still there. Without runs and with a client
@@ -332,7 +342,7 @@ impl Instance {
         let expiry = self.reservations.next();
         let due = [self.driver.engine().next_deadline(), self.next_sample, idle, expiry, self.service.next()];
         let next = due.into_iter().flatten().min();
-        let behind = self.driver.is_behind().then_some(CATCH_UP);
+        let behind = self.driver.behind();
         next.map(|at| at.since(now)).into_iter().chain(behind).min()
     }
 
@@ -383,7 +393,9 @@ impl Instance {
                 store::Notice::Troubled(why) => {
                     self.trouble = Some(why.clone());
                     self.tell_health();
-                    self.driver.handle(Event::StoreTroubled(why));
+                    if failpoint::without("guard.record").is_none() {
+                        self.driver.handle(Event::StoreTroubled(why));
+                    }
                 }
                 store::Notice::Recovered => {
                     self.trouble = None;
@@ -426,13 +438,18 @@ impl Instance {
                 let reply = self.driver.expect_reply(Box::new(reply));
                 self.driver.handle(Event::Extend { run, rule, by, actor, reply });
             }
+            Command::Heartbeat { run, said } => {
+                let reply = Some(self.driver.expect_reply(Box::new(reply)));
+                let messages = vec![*said];
+                self.driver.handle(Event::Heard { run, messages, refused: Refused::default(), reply });
+            }
             Command::Freeze(run) | Command::Thaw(run) => {
                 let frozen = matches!(command, Command::Freeze(_));
                 let reply = self.driver.expect_reply(Box::new(reply));
                 self.driver.handle(Event::Freeze { run, frozen, actor, reply });
             }
             Command::Refresh(run) => {
-                self.driver.refresh(run);
+                self.driver.shown(run);
                 reply(Ok(Answer::Done));
             }
             Command::Reload => {
@@ -453,12 +470,17 @@ impl Instance {
         container: oneshot::Sender<OwnedFd>,
         caller: &Caller,
     ) -> Result<Answer, Error> {
+        // On a full disk the record of a shim cannot be made either, which would be the lesser reason.
+        if let Some(refusal) = self.driver.engine().refuses_all() {
+            return Err(refusal);
+        }
         self.driver.kernel.room()?;
         let id = launcher::new_id()?;
         let now = self.driver.kernel.now().mono;
         self.reservations.add(id, caller, now)?;
         let limits = launcher::limits_of(&self.config, request);
-        let (reserved, fd) = self.driver.kernel.reserve(id, &limits).map_err(|e| launch_error(&e))?;
+        let uid = request.uid.unwrap_or(caller.uid);
+        let (reserved, fd) = self.driver.kernel.reserve(id, uid, &limits).map_err(|e| launch_error(&e))?;
         // Who asked may be gone: then the reservation expires.
         if let Some(fd) = fd {
             let _ = container.send(fd);
@@ -510,13 +532,15 @@ impl Instance {
 
     /// Live runs stay as they are: the next instance takes them up.
     fn stop(mut self) {
+        self.driver.kernel.keep_notify_sockets();
         self.service.stopping();
-        let live = self.driver.engine().runs().count();
+        let live = self.driver.engine().live();
         let reason = if live == 0 { String::new() } else { format!("{live} runs are left for the next instance") };
         // New clients find no socket and start the next instance, which waits for our lock.
         let _ = fs::remove_file(self.state_dir.join(state_dir::SOCKET));
         self.report(EventKind::InstanceStopped, reason);
         self.driver.catch_up();
+        self.driver.keep_open_minutes();
         drop(self.bus_stop.take());
         // The bus answers what it has taken in; a client that does not read its answer is not waited for.
         let _ = self.bus_done.recv_timeout(Duration::from_secs(2));
@@ -526,20 +550,6 @@ impl Instance {
         if let Err(e) = self.driver.recorder.writer.stop() {
             eprintln!("guardian: {e}");
         }
-    }
-}
-
-/// What `systemctl status` shows.
-fn sentence(view: &InstanceView, live: usize, backend: Containment) -> String {
-    let runs = match live {
-        0 => "no run is live".to_owned(),
-        1 => "1 run is live".to_owned(),
-        n => format!("{n} runs are live"),
-    };
-    let since = format!("{} launched and {} killed since the start", view.runs_total, view.kills_total);
-    match view.reasons.first() {
-        Some(reason) => format!("{reason}; {runs}, {since}"),
-        None => format!("Guarding: {runs}, {since} (backend {backend})"),
     }
 }
 
@@ -582,6 +592,7 @@ fn recover(
 fn about(command: &Command) -> Option<RunId> {
     match command {
         Command::ReportExit { run, .. } | Command::Kill { run, .. } | Command::Extend { run, .. } => Some(*run),
+        Command::Heartbeat { run, .. } => Some(*run),
         Command::Freeze(run) | Command::Thaw(run) | Command::Refresh(run) => Some(*run),
         Command::Reserve { .. } | Command::Attach { .. } | Command::Start { .. } => None,
         Command::Reload | Command::Stop => None,

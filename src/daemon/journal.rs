@@ -10,6 +10,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
+use crate::failpoint;
 use crate::model::{AuditEvent, EventKind};
 
 /// Events that wait for journald.
@@ -71,6 +72,7 @@ impl Journal {
 
 fn write(receiver: &Receiver<Box<Entry>>) {
     while let Ok(entry) = receiver.recv() {
+        let _ = failpoint::hit("journal.entry");
         let Entry { seq, event } = *entry;
         let run = event.run.map(|r| r.to_string()).unwrap_or_default();
         let workflow = event.workflow.as_deref().unwrap_or_default();
@@ -94,6 +96,11 @@ fn write(receiver: &Receiver<Box<Entry>>) {
         match event.kind {
             EventKind::Unkillable | EventKind::StoreSetAside => log!(error),
             EventKind::LimitWarning
+            | EventKind::Verdict
+            | EventKind::HealthChanged
+            | EventKind::HeartbeatLate
+            | EventKind::EscapeeFound
+            | EventKind::EscapeeEnded
             | EventKind::LaunchFailed
             | EventKind::ForeignCgroup
             | EventKind::KillIntent

@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use crate::config::Config;
 use crate::engine::Run;
-use crate::kernel::{Exec, Kernel as _, KernelError, process};
-use crate::model::{Containment, Error, ErrorKind, Limits, ProcessSeen, RunId, RunSpec, RunView};
+use crate::failpoint;
+use crate::kernel::{Exec, Kernel as _, KernelError, look, output, process};
+use crate::launch::environment;
+use crate::model::{Containment, Error, ErrorKind, Evidence, Limits, RunId, RunSpec, RunView};
 
 use super::command::{Caller, LaunchRequest};
 use super::driver::Held;
@@ -18,8 +20,8 @@ use super::host::{self, Host};
 pub const DEFAULT_WORKFLOW: &str = "default";
 /// How much of a command is kept for people. The process has all of it.
 const COMMAND_TEXT: usize = 4096;
-/// How long a person who asks waits for a look at the processes.
-const LOOK: Duration = Duration::from_millis(250);
+/// How long a person who asks waits for a look at the processes, to which the time adds in which they are watched.
+const LOOK: Duration = Duration::from_millis(150);
 
 /// Fills the buffer from the kernel's random source.
 pub fn random(buffer: &mut [u8]) -> Result<(), Error> {
@@ -69,6 +71,8 @@ pub fn prepare(
         limits,
         log: None,
     };
+    host.listen(id, uid);
+    let notify = host.notify(id, &spec.limits);
     let held = match child {
         Some(child) => {
             let (main, client) = attached(host, id, child, caller)?;
@@ -82,7 +86,7 @@ pub fn prepare(
             let own = nix::unistd::geteuid().as_raw();
             if spec.containment == Containment::Systemd {
                 // The unit is its user's, and its output is in the journal.
-                let exec = Exec { argv: request.argv, env: request.env, cwd, log: std::path::PathBuf::new() };
+                let exec = Exec { argv: request.argv, env: request.env, cwd, notify, log: std::path::PathBuf::new() };
                 return Ok((spec, Held::detached(exec)));
             }
             // A child of ours has our rights.
@@ -98,9 +102,8 @@ pub fn prepare(
             }
             let log = log_path(state_dir, id)?;
             let mut env = request.env;
-            env.retain(|e| !e.starts_with(b"GUARDIAN_RUN_ID="));
-            env.push(format!("GUARDIAN_RUN_ID={id}").into_bytes());
-            let exec = Exec { argv: request.argv, env, cwd, log: log.clone() };
+            environment::put(&mut env, id, notify.as_ref());
+            let exec = Exec { argv: request.argv, env, cwd, notify: None, log: log.clone() };
             spec.log = Some(log);
             Held::detached(exec)
         }
@@ -113,16 +116,24 @@ type Process = <Host as crate::kernel::Kernel>::Process;
 /// The limits of a run: those of its workflow, and what its request changes of them.
 pub fn limits_of(config: &Config, request: &LaunchRequest) -> Limits {
     let workflow = request.workflow.as_deref().unwrap_or(DEFAULT_WORKFLOW);
-    config.limits(workflow).with(&request.limits)
+    let mut limits = config.limits(workflow).with(&request.limits);
+    match failpoint::without("guard.rule").as_deref() {
+        Some("init_timeout") => limits.init_timeout = None,
+        Some("heartbeat_timeout") => limits.watch.heartbeat_timeout = None,
+        _ => {}
+    }
+    limits
 }
 
 /// The gated child and its client. Only a child of the caller, or of its shim, is attached: to take over other processes
 /// is a right of its own.
 fn attached(host: &mut Host, run: RunId, child: OwnedFd, caller: &Caller) -> Result<(Process, Process), Error> {
     let no_process = |what: &str, e: KernelError| Error::invalid(format!("{what} is not a live process: {e}"));
-    let client = caller.pidfd.as_ref().ok_or_else(|| Error::invalid("the caller's process is not known"))?;
-    let client = client.try_clone().map_err(|e| Error::internal(format!("cannot keep the caller's pidfd: {e}")))?;
-    let client = host.process(client).map_err(|e| no_process("the caller", e))?;
+    let client = caller.process.as_ref().ok_or_else(|| Error::invalid("the caller's process is not known"))?;
+    let id = client.id().map_err(|e| no_process("the caller", e))?;
+    let pidfd = client.pidfd().try_clone();
+    let pidfd = pidfd.map_err(|e| Error::internal(format!("cannot keep the caller's pidfd: {e}")))?;
+    let client = host.known_process(pidfd, id);
     let main = host.process(child).map_err(|e| no_process("the descriptor given", e))?;
     let (main_id, client_id) = (host.process_id(&main), host.process_id(&client));
     host.is_started_by(run, main_id, client_id).map_err(|e| Error::invalid(e.to_string()))?;
@@ -178,14 +189,20 @@ fn command_text(argv: &[Vec<u8>]) -> Vec<String> {
     words
 }
 
-/// The processes of a live run, for a person who asks.
-pub fn processes_of(view: &RunView) -> Result<Vec<ProcessSeen>, Error> {
-    let Some(container) = &view.container else { return Ok(Vec::new()) };
-    match host::look(container, LOOK) {
-        Ok(evidence) => Ok(evidence.processes),
-        Err(KernelError::Gone { .. } | KernelError::NotOurs { .. }) => Ok(Vec::new()),
-        Err(e) => Err(Error::internal(e.to_string())),
+/// What the processes of a live run do, for a person who asks. With `watch`, what they use of the CPU in that time is told,
+/// which it takes, and what the run wrote last.
+pub fn evidence_of(view: &RunView, watch: Duration) -> Result<Evidence, Error> {
+    let Some(container) = &view.container else { return Ok(Evidence::default()) };
+    let mut evidence = match host::look(container, LOOK) {
+        Ok(evidence) => evidence,
+        Err(KernelError::Gone { .. } | KernelError::NotOurs { .. }) => return Ok(Evidence::default()),
+        Err(e) => return Err(Error::internal(e.to_string())),
+    };
+    if watch > Duration::ZERO {
+        look::watch(&mut evidence, watch);
+        evidence.output = view.spec.log.as_deref().and_then(output::last);
     }
+    Ok(evidence)
 }
 
 /// A run of a directory that carries our mark and has no record.

@@ -11,6 +11,7 @@ pub mod host;
 pub mod instance;
 pub mod journal;
 mod launcher;
+mod panics;
 pub mod published;
 pub mod recovery;
 mod reservations;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use tokio::sync::oneshot;
 
-use crate::model::{Health, RunId, RunView, Usage};
+use crate::model::{Growth, Health, Mono, Now, OpenMinute, RunId, RunView, Usage, UsageMinute, UsageSample};
 
 /// How many finished runs are kept at hand for waiters; older ones are in the store.
 const RECENT: usize = 256;
@@ -32,10 +32,21 @@ pub struct InstanceView {
 pub struct UsageCell {
     cpu_usec: AtomicU64,
     memory_bytes: AtomicU64,
+    memory_peak_bytes: AtomicU64,
     tasks: AtomicU64,
     io_read_bytes: AtomicU64,
     io_write_bytes: AtomicU64,
     activity_bytes: AtomicU64,
+    memory_pressure: AtomicU64,
+    sampled: Mutex<Sampled>,
+}
+
+/// The last sample, by how much it was more than the one before, and the minute that is under way.
+#[derive(Debug, Default)]
+struct Sampled {
+    last: Option<(Mono, Usage)>,
+    growth: Option<Growth>,
+    minute: OpenMinute,
 }
 
 /// Stands for "the kernel does not tell" in a cell.
@@ -47,10 +58,13 @@ impl Default for UsageCell {
         Self {
             cpu_usec: unknown(),
             memory_bytes: unknown(),
+            memory_peak_bytes: unknown(),
             tasks: unknown(),
             io_read_bytes: unknown(),
             io_write_bytes: unknown(),
             activity_bytes: unknown(),
+            memory_pressure: unknown(),
+            sampled: Mutex::default(),
         }
     }
 }
@@ -71,20 +85,78 @@ impl UsageCell {
                 cell.store(value, Ordering::Relaxed);
             }
         }
+        // The engine's thread alone writes.
+        if let Some(most) = known(&self.memory_peak_bytes).max(usage.memory_bytes).max(usage.memory_peak_bytes) {
+            self.memory_peak_bytes.store(most, Ordering::Relaxed);
+        }
+    }
+
+    /// Takes what was read of how its processes wait for memory.
+    pub fn pressed(&self, percent: Option<u32>) {
+        if let Some(percent) = percent {
+            self.memory_pressure.store(percent.into(), Ordering::Relaxed);
+        }
+    }
+
+    /// Takes a sample of a run, which is one of many at about the same distance; gives a minute that is over by now.
+    pub fn sampled(&self, run: RunId, usage: Usage, now: Now) -> Option<UsageMinute> {
+        self.update(usage);
+        // With what was read since the last sample, and is not in every one.
+        let usage = self.get();
+        let mut sampled = lock(&self.sampled);
+        let over = if sampled.minute.is_over(now.wall) { sampled.minute.close(run) } else { None };
+        sampled.minute.add(now.wall, &usage, self.pressure());
+        if let Some((at, before)) = sampled.last.replace((now.mono, usage)) {
+            let over_usec = u64::try_from(now.mono.since(at).as_micros()).unwrap_or(u64::MAX);
+            let grew = |after: Option<u64>, before: Option<u64>| after?.checked_sub(before?);
+            let memory = |bytes: Option<u64>| i64::try_from(bytes?).ok();
+            let bytes = |u: Usage| Some(u.io_read_bytes?.saturating_add(u.io_write_bytes?));
+            sampled.growth = Some(Growth {
+                over_usec,
+                cpu_usec: grew(usage.cpu_usec, before.cpu_usec),
+                memory_bytes: memory(usage.memory_bytes).and_then(|m| Some(m - memory(before.memory_bytes)?)),
+                io_bytes: grew(bytes(usage), bytes(before)),
+                activity_bytes: grew(usage.activity_bytes, before.activity_bytes),
+            });
+        }
+        over
+    }
+
+    /// Gives the minute that is under way, as far as it has come: the run is over, or the instance stops.
+    pub fn close_minute(&self, run: RunId, now: Now) -> Option<UsageMinute> {
+        let mut sampled = lock(&self.sampled);
+        // Of a run that was never sampled, what it used in all is on its record.
+        sampled.last?;
+        sampled.minute.add(now.wall, &self.get(), self.pressure());
+        sampled.minute.close(run)
+    }
+
+    /// What was read last of that, in percent.
+    pub fn pressure(&self) -> Option<u32> {
+        known(&self.memory_pressure).and_then(|percent| u32::try_from(percent).ok())
+    }
+
+    /// By how much the last sample was more than the one before.
+    pub fn growth(&self) -> Option<Growth> {
+        lock(&self.sampled).growth
     }
 
     /// What was last read.
     pub fn get(&self) -> Usage {
-        let read = |cell: &AtomicU64| Some(cell.load(Ordering::Relaxed)).filter(|v| *v != UNKNOWN);
         Usage {
-            cpu_usec: read(&self.cpu_usec),
-            memory_bytes: read(&self.memory_bytes),
-            tasks: read(&self.tasks),
-            io_read_bytes: read(&self.io_read_bytes),
-            io_write_bytes: read(&self.io_write_bytes),
-            activity_bytes: read(&self.activity_bytes),
+            cpu_usec: known(&self.cpu_usec),
+            memory_bytes: known(&self.memory_bytes),
+            memory_peak_bytes: known(&self.memory_peak_bytes),
+            tasks: known(&self.tasks),
+            io_read_bytes: known(&self.io_read_bytes),
+            io_write_bytes: known(&self.io_write_bytes),
+            activity_bytes: known(&self.activity_bytes),
         }
     }
+}
+
+fn known(cell: &AtomicU64) -> Option<u64> {
+    Some(cell.load(Ordering::Relaxed)).filter(|value| *value != UNKNOWN)
 }
 
 /// A live run: its view, and its usage beside it.
@@ -136,6 +208,11 @@ impl Published {
         read(&self.live).values().cloned().collect()
     }
 
+    /// The runs that finished lately: of the last of them the store may not know yet.
+    pub fn recent(&self) -> Vec<Arc<RunView>> {
+        read(&self.recent).iter().cloned().collect()
+    }
+
     /// The number of live runs.
     pub fn active(&self) -> usize {
         read(&self.live).len()
@@ -146,6 +223,17 @@ impl Published {
         let live = read(&self.live).get(&id).cloned();
         live.map(|l| Arc::new(RunView { usage: l.usage.get(), ..(*l.view).clone() }))
             .or_else(|| read(&self.recent).iter().find(|v| v.spec.id == id).cloned())
+    }
+
+    /// By how much a live run's last sample was more than the one before.
+    pub fn growth(&self, id: RunId) -> Option<Growth> {
+        read(&self.live).get(&id).and_then(|l| l.usage.growth())
+    }
+
+    /// A live run's samples of the minute that is under way.
+    pub fn latest_samples(&self, id: RunId) -> Vec<UsageSample> {
+        let live = read(&self.live).get(&id).map(|live| live.usage.clone());
+        live.map(|usage| lock(&usage.sampled).minute.readings()).unwrap_or_default()
     }
 
     /// The end of a run, now or later.
@@ -205,6 +293,14 @@ impl Published {
         for sender in waiting.remove(&id).unwrap_or_default() {
             // A waiter that gave up is no concern of ours.
             let _ = sender.send(view.clone());
+        }
+    }
+
+    /// Puts what was found out of a finished run in the place of what was published, if that is at hand still.
+    pub fn amend(&self, view: RunView) {
+        let mut recent = write(&self.recent);
+        if let Some(known) = recent.iter_mut().find(|v| v.spec.id == view.spec.id) {
+            *known = Arc::new(RunView { usage: known.usage, ..view });
         }
     }
 

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::kernel::process;
 use crate::model::{Error, ErrorKind, Mono, ProcessId, RunId};
 
 use super::command::Caller;
@@ -54,6 +53,6 @@ impl Reservations {
 }
 
 fn client(caller: &Caller) -> Result<ProcessId, Error> {
-    let pidfd = caller.pidfd.as_ref().ok_or_else(|| Error::invalid("the caller's process is not known"))?;
-    process::identify(pidfd.as_ref()).map_err(|e| Error::invalid(format!("the caller is not a live process: {e}")))
+    let process = caller.process.as_ref().ok_or_else(|| Error::invalid("the caller's process is not known"))?;
+    process.id().map_err(|e| Error::invalid(format!("the caller is not a live process: {e}")))
 }

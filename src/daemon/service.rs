@@ -2,11 +2,13 @@
 //! sentence for `systemctl status`, and the pings by which systemd knows that *deciding* is alive: they come from the loop
 //! that decides. Without a service manager all of it is silent.
 
+use std::os::fd::{FromRawFd as _, OwnedFd};
 use std::time::Duration;
 
 use sd_notify::NotifyState;
 
-use crate::model::Mono;
+use super::published::InstanceView;
+use crate::model::{Containment, Mono, RunId};
 
 /// The service manager, if there is one.
 #[derive(Debug, Default)]
@@ -85,6 +87,39 @@ impl ServiceManager {
     pub fn next(&self) -> Option<Mono> {
         [self.interval.and(self.next), self.tells].into_iter().flatten().min()
     }
+}
+
+/// What `systemctl status` shows.
+pub fn sentence(view: &InstanceView, live: usize, backend: Containment) -> String {
+    let runs = match live {
+        0 => "no run is live".to_owned(),
+        1 => "1 run is live".to_owned(),
+        n => format!("{n} runs are live"),
+    };
+    let since = format!("{} launched and {} killed since the start", view.runs_total, view.kills_total);
+    match view.reasons.first() {
+        Some(reason) => format!("{reason}; {runs}, {since}"),
+        None => format!("Guarding: {runs}, {since} (backend {backend})"),
+    }
+}
+
+/// Whether the service manager can be asked to keep descriptors for the next instance.
+pub fn keeps_descriptors() -> bool {
+    std::env::var_os("NOTIFY_SOCKET").is_some()
+}
+
+/// The notify sockets that it has kept since the last instance, by the names that they were given: the ids of their runs.
+/// To be asked for once.
+pub fn kept_sockets() -> Vec<(RunId, OwnedFd)> {
+    let Ok(kept) = sd_notify::listen_fds_with_names() else { return Vec::new() };
+    let own = |(fd, name): (i32, String)| {
+        // SAFETY: the service manager has opened it for this process under this number; nothing else takes it over.
+        #[allow(unsafe_code)]
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        // What has another name is closed.
+        Some((name.parse().ok()?, fd))
+    };
+    kept.filter_map(own).collect()
 }
 
 /// Nothing is lost with an error but what a person would have seen: a service manager that wants pings and gets none

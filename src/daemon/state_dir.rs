@@ -10,11 +10,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use nix::fcntl::{Flock, FlockArg};
 
+use super::host::NotifyOptions;
+use super::service;
 use crate::bus;
+use crate::failpoint;
 use crate::model::{Error, InstanceKind};
 
 /// Where the system instance's is, unless systemd says another place.
-const SYSTEM: &str = "/var/lib/guardian";
+pub const SYSTEM: &str = "/var/lib/guardian";
 
 /// Where it is: as named, or by GUARDIAN_STATE_DIR; else for the system's instance where systemd made it, and for others in
 /// the user's own place for state.
@@ -60,6 +63,9 @@ pub fn prepare(dir: &Path) -> anyhow::Result<PathBuf> {
         format!("cannot create the state directory {}: name another with --state-dir", dir.display())
     })?;
     let dir = dir.canonicalize().with_context(|| format!("cannot use the state directory {}", dir.display()))?;
+    if failpoint::without("guard.rights").is_some() {
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o711))?;
+    }
     let meta = fs::metadata(&dir)?;
     let uid = nix::unistd::geteuid().as_raw();
     if meta.uid() != uid {
@@ -106,6 +112,20 @@ pub fn lock(state_dir: &Path) -> anyhow::Result<Flock<fs::File>> {
     Ok(lock)
 }
 
+/// Where the notify sockets of runs are: for the host's instance the one that systemd makes for it below /run, in
+/// which others find what they know the name of; else in the state directory.
+pub fn notify(kind: InstanceKind, state_dir: &Path) -> anyhow::Result<NotifyOptions> {
+    let stored = kind != InstanceKind::Private && service::keeps_descriptors();
+    let given = std::env::var_os("RUNTIME_DIRECTORY").map(PathBuf::from).filter(|dir| dir.is_absolute());
+    if let Some(dir) = given.filter(|_| kind == InstanceKind::System) {
+        return Ok(NotifyOptions { dir, stored });
+    }
+    let dir = state_dir.join("notify");
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir);
+    made.with_context(|| format!("cannot create {}", dir.display()))?;
+    Ok(NotifyOptions { dir, stored })
+}
+
 /// What is printed from now on (a panic, at most) is kept in the state directory: whoever started us has gone.
 pub fn redirect_stderr(state_dir: &Path) -> anyhow::Result<()> {
     let path = state_dir.join("instance.log");
@@ -144,6 +164,7 @@ pub fn bind(state_dir: &Path) -> anyhow::Result<UnixListener> {
     let path = state_dir.join(SOCKET);
     let _ = fs::remove_file(&path);
     let listener = bus::socket::bind(&path).with_context(|| format!("cannot bind {}", path.display()))?;
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+    let mode = if failpoint::without("guard.rights").is_some() { 0o666 } else { 0o600 };
+    fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
     Ok(listener)
 }

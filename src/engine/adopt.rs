@@ -2,9 +2,10 @@
 
 use serde_json::json;
 
-use crate::model::{Actor, AuditEvent, EventKind, KillMode, KillReason, Now, Outcome, RunSpec, StepKind};
+use crate::model::{Actor, AuditEvent, EventKind, KillMode, KillReason, Now, Outcome, Readiness, RunSpec, StepKind};
 
 use super::deadlines::Due;
+use super::escape::LastLook;
 use super::run::Stop;
 use super::{Effect, Engine, FIRST_PROBE, Found, Main, RECORD_WAIT, Run, State, UNKILLABLE_AFTER};
 
@@ -23,7 +24,7 @@ impl Engine {
                 let details = json!({ "container": run.container });
                 let event = run.event(EventKind::ForeignCgroup, Actor::Guardian, why, details, now);
                 run.container = None;
-                self.adopt_as_lost(run, "its container was replaced by another one", vec![event], now);
+                self.adopt_as_lost(run, "its container cannot be proved to be its own", vec![event], now);
             }
             Found::Gone if !launched => {
                 run.container = None;
@@ -64,8 +65,10 @@ impl Engine {
         }
     }
 
-    fn adopt_as_lost(&mut self, run: Run, why: &str, audit: Vec<AuditEvent>, now: Now) {
+    fn adopt_as_lost(&mut self, mut run: Run, why: &str, audit: Vec<AuditEvent>, now: Now) {
         let id = run.spec.id;
+        // What a process is held against says nothing of this boot, or of what came in the place of the run.
+        run.escapes.last = LastLook::Done;
         self.runs.insert(id, run);
         self.close_as(id, Outcome::Lost { why: why.to_owned() }, None, audit, now);
     }
@@ -77,13 +80,20 @@ impl Engine {
             kill.did(StepKind::Resumed, 0, now);
         }
         let event = run.event(EventKind::RunAdopted, Actor::Guardian, "", json!({ "phase": run.phase() }), now);
+        run.wait_anew(now);
         let timers = run.timers.clone();
-        let state = run.state.clone();
+        let (state, readiness) = (run.state.clone(), run.spec.limits.readiness);
         self.runs.insert(id, run);
         timers.into_iter().for_each(|(rule, timer)| self.set_timer(id, rule, timer));
         self.save(id, vec![event], now);
         match state {
-            State::Live { ready: false } => self.deadlines.set(id, Due::Probe, now.mono + FIRST_PROBE),
+            State::Live { ready } => {
+                if !ready && readiness != Readiness::Notify {
+                    self.deadlines.set(id, Due::Probe, now.mono + FIRST_PROBE);
+                }
+                self.watch_again(id, now);
+                self.begin_seeking(id, now);
+            }
             // The intent is on record: that is how it is known here. Signals sent twice do no harm; sent never, they do.
             State::Stopping(_, Stop::Recording) => self.kill_recorded(id, true, now),
             State::Stopping(kill, Stop::Signalling) => {
@@ -99,9 +109,12 @@ impl Engine {
                 }
                 self.effects.push(Effect::Kill(id));
             }
-            State::Emptied(..) => self.deadlines.set(id, Due::Status, now.mono + super::FIRST_STATUS),
+            State::Emptied(..) => {
+                self.deadlines.set(id, Due::Status, now.mono + super::FIRST_STATUS);
+                self.look_last(id, now);
+            }
             State::Closing(_) => self.deadlines.set(id, Due::Record, now.mono + RECORD_WAIT),
-            State::Accepting | State::Containing | State::Live { ready: true } => {}
+            State::Accepting | State::Containing => {}
         }
     }
 }

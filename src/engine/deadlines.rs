@@ -15,8 +15,16 @@ pub enum Due {
     Warn(Rule),
     /// A timer.
     Timer(Rule),
+    /// A rule wants the run to be looked at.
+    Watch,
+    /// Look for escapees, or an answer to that is overdue.
+    Seek,
+    /// The next step in ending escapees.
+    Hunt,
     /// The main process exited a moment ago, and others are still there.
     Settle,
+    /// Publish what a run said of itself.
+    Tell,
     /// The grace period is over.
     Grace,
     /// The cgroup was killed and is not empty yet: kill again.
@@ -39,6 +47,9 @@ pub struct Deadlines {
 impl Deadlines {
     /// Sets or moves a deadline.
     pub fn set(&mut self, run: RunId, due: Due, at: Mono) {
+        if self.at.get(&(run, due)) == Some(&at) {
+            return;
+        }
         self.clear(run, due);
         self.at.insert((run, due), at);
         self.order.insert((at, run, due));

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use crate::model::{
-    Actor, Answer, AuditEvent, ContainerId, Error, Evidence, ExitStatus, KillAnswer, KillMode, ProcessId, Receipt,
-    Rule, RunId, RunSpec, RunView,
+    Actor, Answer, AuditEvent, ContainerId, Error, Escapee, EscapeeAct, EscapeeState, Evidence, ExitStatus, KillAnswer,
+    KillMode, Notification, ProcessId, Receipt, Refused, Rule, RunId, RunSpec, RunView, Sample, Sought,
 };
 
 use super::run::Run;
@@ -24,6 +24,16 @@ pub enum Ticket {
     Kill(RunId),
     /// Its outcome, before anyone is told that it is finished.
     Finish(RunId),
+    /// The intent to end escapees of it, before the first signal.
+    Escapees(RunId),
+}
+
+impl Ticket {
+    /// Whether nothing that a power cut leaves follows from it before the next record of the run, which is synced: a run
+    /// that was only accepted executes nothing, and nobody was told of it.
+    pub fn is_provisional(self) -> bool {
+        matches!(self, Self::Launch(_))
+    }
 }
 
 /// Something that happened, or that somebody asks for.
@@ -84,6 +94,17 @@ pub enum Event {
         /// Who is answered.
         reply: ReplyTo,
     },
+    /// The run says something of itself.
+    Heard {
+        /// The run.
+        run: RunId,
+        /// What, in order.
+        messages: Vec<Notification>,
+        /// What was said and not taken.
+        refused: Refused,
+        /// Who is answered, if somebody says it for the run.
+        reply: Option<ReplyTo>,
+    },
     /// The store has committed and synced it.
     Recorded(Ticket),
     /// The store could not; it keeps it and goes on trying.
@@ -125,6 +146,49 @@ pub enum Event {
         run: RunId,
         /// It has.
         output: bool,
+    },
+    /// The counters that cost little were read.
+    Sampled {
+        /// The run.
+        run: RunId,
+        /// What they say.
+        sample: Sample,
+    },
+    /// The run and each of its processes were looked at.
+    Examined {
+        /// The run.
+        run: RunId,
+        /// What was seen.
+        look: Sample,
+    },
+    /// A person looks at the run.
+    Shown(RunId),
+    /// Its escapees were looked for.
+    Sought {
+        /// The run.
+        run: RunId,
+        /// Of the look that was asked for.
+        number: u64,
+        /// Those that are there, at most 64: first those that were known, as they were.
+        found: Vec<Escapee>,
+    },
+    /// Something was done to escapees, or tried.
+    ActedOnEscapees {
+        /// The run.
+        run: RunId,
+        /// That of what was asked for.
+        number: u64,
+        /// What.
+        act: EscapeeAct,
+        /// What came of it for each.
+        states: Vec<(ProcessId, EscapeeState)>,
+    },
+    /// The OOM killer has struck in the run.
+    OomKilled {
+        /// The run.
+        run: RunId,
+        /// How often, in all.
+        kills: u64,
     },
     /// The pidfd of the main process says that it exited.
     MainExited {
@@ -218,7 +282,9 @@ pub enum Removal {
     Gone,
     /// Something is still there.
     Busy,
-    /// It is not the run's any more, or the kernel refuses: left alone.
+    /// The kernel refuses, for now at least.
+    Failed(String),
+    /// It is not the run's any more: left alone.
     Refused(String),
 }
 
@@ -255,10 +321,25 @@ pub enum Effect {
     CloseGate(RunId),
     /// Look whether the run has written output. Answered by `Probed`.
     Probe(RunId),
+    /// Read the counters that cost little. Answered by `Sampled`.
+    Sample(RunId),
+    /// Look at the run and at each of its processes, for detection. Answered by `Examined`.
+    Examine(RunId),
+    /// Look for escapees, off this thread. Answered by `Sought`, some time.
+    Seek(Box<Sought>),
+    /// See whether these escapees are there, or signal them, off this thread. Answered by `ActedOnEscapees`, some time.
+    ActOnEscapees {
+        /// Which, and what they are held against.
+        of: Box<Sought>,
+        /// What is done.
+        act: EscapeeAct,
+    },
     /// Look whether anything is in the container. Answered by `Populated`.
     Look(RunId),
-    /// Look at the processes. Answered by `Inspected`.
+    /// Look at what each process waits for, now. Answered by `Inspected`.
     Inspect(RunId),
+    /// The same of a run that is to be warned of, when other things leave time for it.
+    Explain(RunId),
     /// SIGTERM, SIGCONT, thaw. Answered by `Terminated`.
     Terminate(RunId),
     /// SIGKILL to everything: `cgroup.kill`, or what stands in for it. Answered by `Killed`.
@@ -284,6 +365,8 @@ pub enum Effect {
     Publish(RunId),
     /// Publish the run's end, and let go of everything that is held for it.
     Finish(Box<RunView>),
+    /// Publish what was found out of a run after its end.
+    Amend(Box<RunView>),
     /// Answer.
     Reply(ReplyTo, Result<Answer, Error>),
 }

@@ -6,9 +6,11 @@ use serde_json::json;
 
 use crate::model::{
     Actor, AuditEvent, Error, ErrorKind, EventKind, ExitStatus, KillReason, Now, Outcome, Receipt, Rule, RunId,
+    StepKind,
 };
 
 use super::deadlines::Due;
+use super::escape::LastLook;
 use super::run::{Closing, Kill};
 use super::{Effect, Engine, FIRST_STATUS, Main, RECORD_WAIT, Removal, Run, STATUS_WAIT, State, Stop, Ticket};
 
@@ -30,14 +32,23 @@ impl Run {
     /// Marks the main process as exited. A second report can only add what the first did not know.
     pub(super) fn set_exited(&mut self, status: Option<ExitStatus>, oom: bool, now: Now) {
         let by_itself = match &self.state {
-            State::Stopping(kill, _) | State::Killing(kill, _) => !kill.acted(),
+            State::Stopping(kill, _) | State::Killing(kill, _) | State::Emptied(Some(kill), _) => !kill.acted(),
             _ => true,
         };
         match &mut self.main {
             main @ Main::Alive => *main = Main::Exited { status, oom, by_itself, at: now.mono },
-            Main::Exited { status: known @ None, .. } => *known = status,
-            Main::Exited { .. } | Main::Unknown => {}
+            // Who reports its status, as a client does, knows nothing of the OOM killer.
+            Main::Exited { status: known, oom: struck, .. } => {
+                *known = known.or(status);
+                *struck |= oom;
+            }
+            Main::Unknown => {}
         }
+    }
+
+    /// The proof of its kill.
+    fn receipt_of(&self, kill: Kill) -> Receipt {
+        kill.receipt(self.spec.containment, !self.scattered, self.escapes.known.clone())
     }
 
     /// How the run ended; none while it depends on a status that is still to come.
@@ -51,7 +62,9 @@ impl Run {
                 Some(Outcome::Lost { why: why.to_owned() })
             }
             Main::Exited { status: Some(ExitStatus::Exited(code)), .. } => Some(Outcome::Exited { code }),
-            Main::Exited { status: Some(ExitStatus::Signaled(9)), oom: true, .. } => Some(Outcome::Oom),
+            Main::Exited { status: Some(ExitStatus::Signaled(9)), oom, .. } if oom || self.oom_kills > 0 => {
+                Some(Outcome::Oom)
+            }
             Main::Exited { status: Some(ExitStatus::Signaled(signal)), .. } => Some(Outcome::Signaled { signal }),
             Main::Exited { status: None, .. } | Main::Alive => None,
             Main::Unknown => Some(Outcome::Lost { why: "the record of it was lost with the database".to_owned() }),
@@ -86,6 +99,7 @@ impl Engine {
             Ticket::Start(id) => self.start_recorded(id, ok, now),
             Ticket::Kill(id) => self.kill_recorded(id, ok, now),
             Ticket::Finish(id) => self.finish_recorded(id, now),
+            Ticket::Escapees(id) => self.escapees_recorded(id, ok, now),
         }
     }
 
@@ -130,13 +144,16 @@ impl Engine {
         };
         let State::Emptied(kill, since) = &mut run.state else { return };
         let waited = now.mono.since(*since);
+        if run.escapes.last == LastLook::Awaited {
+            return self.deadlines.set(id, Due::Status, now.mono + waited.clamp(FIRST_STATUS, STATUS_WAIT));
+        }
         if waited < STATUS_WAIT {
             // Soon after the end at first: a new parent reaps at once. Then ever later: a client has to reconnect.
             let next = (now.mono + waited.max(FIRST_STATUS)).min(*since + STATUS_WAIT);
             return self.deadlines.set(id, Due::Status, next);
         }
         let kill = kill.take();
-        let receipt = kill.map(|k| k.receipt(run.spec.containment, !run.scattered, now));
+        let receipt = kill.map(|k| run.receipt_of(k));
         self.close_as(id, Outcome::Lost { why: why.to_owned() }, receipt, Vec::new(), now);
     }
 
@@ -147,24 +164,28 @@ impl Engine {
             State::Live { .. } => None,
             // The intent is on its way to the record, and its answer with it; the look after that comes back here.
             state @ State::Stopping(_, Stop::Recording) => return run.state = state,
-            State::Stopping(kill, _) | State::Killing(kill, _) => Some(kill),
+            State::Stopping(mut kill, _) | State::Killing(mut kill, _) => {
+                kill.did(StepKind::Emptied, 0, now);
+                Some(kill)
+            }
             // Empty before anything was in it, or told twice.
             state => return run.state = state,
         };
         run.state = State::Emptied(kill, now.mono);
         self.deadlines.clear_run(id);
         self.deadlines.set(id, Due::Status, now.mono + FIRST_STATUS);
+        self.look_last(id, now);
         self.close(id, now);
     }
 
-    /// Closes an emptied run if its outcome is known.
-    fn close(&mut self, id: RunId, now: Now) {
-        let Some(run) = self.runs.get_mut(&id) else { return };
+    /// Closes an emptied run if its outcome is known, and nothing is done about escapees any more.
+    pub(super) fn close(&mut self, id: RunId, now: Now) {
+        let Some(run) = self.runs.get_mut(&id).filter(|run| run.escapes.last != LastLook::Awaited) else { return };
         let State::Emptied(kill, since) = &mut run.state else { return };
         let (kill, since) = (kill.take(), *since);
         match run.outcome(kill.as_ref()) {
             Some(outcome) => {
-                let receipt = kill.map(|k| k.receipt(run.spec.containment, !run.scattered, now));
+                let receipt = kill.map(|k| run.receipt_of(k));
                 self.close_as(id, outcome, receipt, Vec::new(), now);
             }
             None => run.state = State::Emptied(kill, since),
@@ -182,8 +203,8 @@ impl Engine {
     ) {
         let Some(run) = self.runs.get_mut(&id) else { return };
         run.timers.clear();
-        // That a timer was near is of no concern any more.
-        run.reasons.retain(|r| !Rule::TIMERS.contains(&r.rule));
+        // That a timer was near, or memory short, is of no concern any more.
+        run.reasons.retain(|r| matches!(r.rule, Rule::Oom | Rule::Leftovers | Rule::Unkillable | Rule::Escapees));
         if run.opening {
             let error = format!("{id} was over before its command was executed: {outcome}");
             self.answer_launch(id, Err(Error::new(ErrorKind::LaunchFailed, error)));
@@ -220,12 +241,12 @@ impl Engine {
         *removals += 1;
         let why = match result {
             Removal::Gone => return self.finish(id, now),
-            Removal::Busy if *removals < REMOVALS => {
+            Removal::Busy | Removal::Failed(_) if *removals < REMOVALS => {
                 let wait = Duration::from_millis(1 << (*removals - 1).min(7)).min(LONGEST_REMOVAL_WAIT);
                 return self.deadlines.set(id, Due::RemoveAgain, now.mono + wait);
             }
             Removal::Busy => "something is in it that came after the run had ended".to_owned(),
-            Removal::Refused(why) => why,
+            Removal::Failed(why) | Removal::Refused(why) => why,
         };
         // The run had ended before: what is there now was not the run's, and is not ours to kill.
         run.notices.push(format!("its container was left alone: {why}"));
@@ -239,6 +260,7 @@ impl Engine {
         if let Some(run) = self.runs.remove(&id) {
             self.deadlines.clear_run(id);
             self.effects.push(Effect::Finish(Box::new(run.view(now))));
+            self.part(run, now);
         }
     }
 }

@@ -146,6 +146,7 @@ impl Engine {
         }
         self.deadlines.clear(id, Due::Record);
         self.effects.push(Effect::Inspect(id));
+        self.seek_with_kill(id, now);
         self.effects.push(match mode {
             KillMode::Graceful => Effect::Terminate(id),
             KillMode::Force => Effect::Kill(id),
@@ -167,10 +168,11 @@ impl Engine {
                 );
                 let text = format!("{} after SIGKILL {} is still there", human_duration(UNKILLABLE_AFTER), who);
                 run.warn(Rule::Unkillable, Health::Critical, text.clone(), now);
-                let details = json!({ "processes": evidence.processes, "total": evidence.total });
+                let details = json!({ "processes": evidence.brief(), "total": evidence.total });
                 let event = run.event(EventKind::Unkillable, Actor::Guardian, text, details, now);
                 self.save(id, vec![event], now);
             }
+            State::Live { .. } => self.explained(id, &evidence, now),
             _ => {}
         }
     }
@@ -186,8 +188,9 @@ impl Engine {
         }
         let until = now.mono + run.spec.limits.grace;
         *stop = Stop::Grace(until);
-        let details = json!({ "processes": processes, "trouble": trouble, "evidence": kill.evidence.processes });
-        let event = run.event(EventKind::KillTerminated, Actor::Guardian, "", details, now);
+        let details = json!({ "processes": processes, "trouble": trouble, "evidence": kill.evidence.brief() });
+        let explanation = kill.explanation();
+        let event = run.event(EventKind::KillTerminated, Actor::Guardian, explanation, details, now);
         self.deadlines.set(id, Due::Grace, until);
         self.save(id, vec![event], now);
         self.effects.push(Effect::Look(id));
@@ -206,10 +209,11 @@ impl Engine {
             State::Stopping(mut kill, Stop::Signalling | Stop::Grace(_)) => {
                 kill.killed = processes;
                 kill.did(StepKind::Killed, processes, now);
-                let details =
-                    json!({ "processes": processes, "trouble": trouble, "evidence": kill.evidence.processes });
+                let details = json!({ "processes": processes, "trouble": trouble, "evidence": kill.evidence.brief() });
+                // It is said once: after a SIGTERM it was said with that.
+                let explanation = if kill.terminated == 0 { kill.explanation() } else { String::new() };
                 run.state = State::Killing(kill, Killing { since: now.mono, attempts: 1, unkillable: false });
-                audit.push(run.event(EventKind::RunKilled, Actor::Guardian, "", details, now));
+                audit.push(run.event(EventKind::RunKilled, Actor::Guardian, explanation, details, now));
                 self.deadlines.clear(id, Due::Grace);
                 self.deadlines.set(id, Due::Unkillable, now.mono + UNKILLABLE_AFTER);
                 1
@@ -286,18 +290,36 @@ impl Engine {
         self.save(id, vec![event], now);
     }
 
-    pub(super) fn warn_timer(&mut self, id: RunId, rule: Rule, now: Now) {
+    /// The larger part of a timer's time has passed. That is said with what the run waits for.
+    pub(super) fn warn_timer(&mut self, id: RunId, rule: Rule) {
         let Some(run) = self.runs.get_mut(&id) else { return };
-        let (State::Live { .. }, Some(timer)) = (&run.state, run.timers.get(&rule).copied()) else { return };
-        let left = human_duration(timer.ends.since(now.mono));
-        let text = format!(
-            "{WARN_PERCENT} % of {rule} ({}) has passed: it is killed in {left}",
-            human_duration(timer.allowed)
-        );
-        run.warn(rule, Health::Warning, text.clone(), now);
-        let details = json!({ "limit": rule, "allowed_usec": super::usec(timer.allowed), "ends_at_usec": now.wall_of(timer.ends).0 });
-        let event = run.event(EventKind::LimitWarning, Actor::Guardian, text, details, now);
-        self.save(id, vec![event], now);
+        if matches!(run.state, State::Live { .. }) && run.timers.contains_key(&rule) {
+            run.near.insert(rule);
+            self.effects.push(Effect::Explain(id));
+        }
+    }
+
+    /// What it waits for is known.
+    pub(super) fn timers_near(&mut self, id: RunId, why: &str, now: Now) {
+        let Some(run) = self.runs.get_mut(&id) else { return };
+        let mut audit = Vec::new();
+        for rule in std::mem::take(&mut run.near) {
+            let Some(timer) = run.timers.get(&rule).copied() else { continue };
+            let left = timer.ends.since(now.mono);
+            // It was given more time meanwhile.
+            if left > super::last_part(timer.allowed) {
+                continue;
+            }
+            let (allowed, left) = (human_duration(timer.allowed), human_duration(left));
+            let then = if run.kills(rule) { "it is killed" } else { "that is too long" };
+            let text = format!("{WARN_PERCENT} % of {rule} ({allowed}) has passed: {then} in {left}; {why}");
+            run.warn(rule, Health::Warning, text.clone(), now);
+            let details = json!({ "limit": rule, "allowed_usec": super::usec(timer.allowed), "ends_at_usec": now.wall_of(timer.ends).0 });
+            audit.push(run.event(EventKind::LimitWarning, Actor::Guardian, text, details, now));
+        }
+        if !audit.is_empty() {
+            self.save(id, audit, now);
+        }
     }
 
     pub(super) fn timer_due(&mut self, id: RunId, rule: Rule, now: Now) {
@@ -311,6 +333,9 @@ impl Engine {
     pub(super) fn limit_reached(&mut self, id: RunId, rule: Rule, now: Now) {
         let Some(run) = self.runs.get(&id) else { return };
         let (State::Live { .. }, Some(timer)) = (&run.state, run.timers.get(&rule)) else { return };
+        if !run.kills(rule) {
+            return self.timer_over(id, rule, timer.allowed, now);
+        }
         let reason = KillReason::Limit { rule, allowed: timer.allowed };
         self.start_kill(id, KillMode::Graceful, reason, Actor::Guardian, Vec::new(), now);
     }

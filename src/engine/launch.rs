@@ -33,9 +33,14 @@ impl Engine {
         }
     }
 
+    /// Why no launch at all is accepted now, if that is so: nothing has to be made for one.
+    pub fn refuses_all(&self) -> Option<Error> {
+        self.trouble.as_deref().map(store_unavailable)
+    }
+
     fn refuse_launch(&self, id: RunId) -> Option<Error> {
-        if let Some(why) = &self.trouble {
-            return Some(store_unavailable(why));
+        if let Some(refusal) = self.refuses_all() {
+            return Some(refusal);
         }
         if self.runs.len() >= self.settings.max_runs {
             let max = self.settings.max_runs;
@@ -95,6 +100,8 @@ impl Engine {
         let event = run.event(EventKind::RunStarted, Actor::Guardian, "", details, now);
         let early = run.early_kill.take();
         self.begin_timers(id, now);
+        self.begin_watching(id, now);
+        self.begin_seeking(id, now);
         self.deadlines.set(id, Due::Record, now.mono + LAUNCH_RECORD_WAIT);
         if let Some(mut record) = self.record_of(id, vec![event], now) {
             record.ticket = Some(Ticket::Start(id));

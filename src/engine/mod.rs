@@ -26,11 +26,16 @@
 
 mod adopt;
 mod deadlines;
+pub mod detect;
+mod escape;
 mod event;
 mod finish;
+mod heartbeat;
 mod kill;
 mod launch;
+mod memory;
 mod run;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -38,12 +43,16 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::model::{
-    Actor, Answer, AuditEvent, Containment, Error, EventKind, Mono, Now, Rule, RunId, RunView, human_duration,
+    Actor, Answer, AuditEvent, Containment, Error, EventKind, Mono, Now, Readiness, Rule, RunId, RunView, Wall,
+    human_duration,
 };
 
 use deadlines::{Deadlines, Due};
+pub use escape::Escapes;
 pub use event::{Effect, Event, Found, Record, Removal, ReplyTo, Ticket};
+pub use heartbeat::Pulse;
 pub use run::{Main, Run, State, Stop};
+pub use watch::Tracked;
 
 /// How long a run waits for its record. The store commits in about 0.1 ms; a stuck one must not stop a kill.
 const RECORD_WAIT: Duration = Duration::from_millis(500);
@@ -81,6 +90,10 @@ pub struct Engine {
     settings: Settings,
     runs: BTreeMap<RunId, Run>,
     deadlines: Deadlines,
+    /// Runs that are over, and whose escapees are still to be looked for.
+    parted: BTreeMap<RunId, Run>,
+    /// How many looks for escapees were asked for.
+    looks: u64,
     /// Why the store is in trouble, while it is.
     trouble: Option<String>,
     effects: Vec<Effect>,
@@ -89,7 +102,8 @@ pub struct Engine {
 impl Engine {
     /// An engine without runs.
     pub fn new(settings: Settings) -> Self {
-        Self { settings, runs: BTreeMap::new(), deadlines: Deadlines::default(), trouble: None, effects: Vec::new() }
+        let (runs, parted, deadlines) = (BTreeMap::new(), BTreeMap::new(), Deadlines::default());
+        Self { settings, runs, deadlines, parted, looks: 0, trouble: None, effects: Vec::new() }
     }
 
     /// Takes new settings after a reload.
@@ -100,6 +114,11 @@ impl Engine {
     /// The live runs.
     pub fn runs(&self) -> impl Iterator<Item = &Run> {
         self.runs.values()
+    }
+
+    /// How many live runs there are. Asked at every turn of the loop.
+    pub fn live(&self) -> usize {
+        self.runs.len()
     }
 
     /// Whether somebody else is about to contain it.
@@ -140,6 +159,7 @@ impl Engine {
             Event::FreezeDone { run, frozen, result, actor, reply } => {
                 self.freeze_done(run, frozen, result, actor, reply, now);
             }
+            Event::Heard { run, messages, refused, reply } => self.heard(run, &messages, refused, reply, now),
             Event::Reported { run, status, reply } => {
                 let answer = if self.runs.contains_key(&run) { Ok(Answer::Done) } else { Err(Error::no_such_run(run)) };
                 self.effects.push(Effect::Reply(reply, answer));
@@ -153,6 +173,14 @@ impl Engine {
             Event::NotContained { run, error, container } => self.not_contained(run, error, container, now),
             Event::GateOpened { run, result } => self.gate_opened(run, result, now),
             Event::Probed { run, output } => self.probed(run, output, now),
+            Event::Sampled { run, sample } => self.sampled(run, sample, now),
+            Event::Examined { run, look } => self.examined(run, look, now),
+            Event::Shown(run) => self.shown(run, now),
+            Event::Sought { run, number, found } => self.sought(run, number, found, now),
+            Event::ActedOnEscapees { run, number, act, states } => {
+                self.acted_on_escapees(run, number, act, &states, now);
+            }
+            Event::OomKilled { run, kills } => self.oom_killed(run, kills, now),
             Event::MainExited { run, status, oom } => self.main_exited(run, status, oom, now),
             Event::ClientGone(run) => self.client_gone(run, now),
             Event::Populated { run, populated: false } => self.emptied(run, now),
@@ -177,8 +205,14 @@ impl Engine {
         match due {
             Due::Record => self.record_overdue(run, now),
             Due::Probe => self.effects.push(Effect::Probe(run)),
-            Due::Warn(rule) => self.warn_timer(run, rule, now),
+            Due::Warn(Rule::HeartbeatTimeout) => self.heartbeat_near(run, now),
+            Due::Timer(Rule::HeartbeatTimeout) => self.heartbeat_due(run),
+            Due::Warn(rule) => self.warn_timer(run, rule),
             Due::Timer(rule) => self.timer_due(run, rule, now),
+            Due::Watch => self.look_due(run),
+            Due::Tell => self.tell(run, now),
+            Due::Seek => self.seek_due(run, now),
+            Due::Hunt => self.hunt_due(run, now),
             Due::Settle => self.effects.push(Effect::Look(run)),
             Due::Grace => self.grace_over(run),
             Due::KillAgain => self.effects.push(Effect::Kill(run)),
@@ -189,7 +223,8 @@ impl Engine {
     }
 
     /// Puts the run as it now is on record, with audit events, and publishes it.
-    fn save(&mut self, id: RunId, audit: Vec<AuditEvent>, now: Now) {
+    fn save(&mut self, id: RunId, mut audit: Vec<AuditEvent>, now: Now) {
+        audit.extend(self.health_change(id, now));
         if let Some(record) = self.record_of(id, audit, now) {
             self.effects.push(Effect::Record(Box::new(record)));
             self.effects.push(Effect::Publish(id));
@@ -212,14 +247,18 @@ impl Engine {
         let Some(run) = self.runs.get(&id) else { return };
         let limits = &run.spec.limits;
         let ready = matches!(run.state, State::Live { ready: true });
-        let timers =
-            [(Rule::InitTimeout, limits.init_timeout.filter(|_| !ready)), (Rule::MaxRuntime, limits.max_runtime)];
+        // Who is to say READY=1 is not looked at.
+        let is_looked_at = !ready && limits.readiness != Readiness::Notify;
+        let timers = [
+            (Rule::InitTimeout, limits.allowed(Rule::InitTimeout).filter(|_| !ready)),
+            (Rule::MaxRuntime, limits.allowed(Rule::MaxRuntime)),
+        ];
         for (rule, allowed) in timers {
             if let Some(allowed) = allowed {
                 self.set_timer(id, rule, run::Timer { ends: now.mono + allowed, allowed });
             }
         }
-        if !ready {
+        if is_looked_at {
             self.deadlines.set(id, Due::Probe, now.mono + FIRST_PROBE);
         }
     }
@@ -227,8 +266,8 @@ impl Engine {
     fn set_timer(&mut self, id: RunId, rule: Rule, timer: run::Timer) {
         let Some(run) = self.runs.get_mut(&id) else { return };
         run.timers.insert(rule, timer);
-        let rest = timer.allowed / 100 * (100 - WARN_PERCENT);
-        let warn_at = Mono(timer.ends.0.saturating_sub(u64::try_from(rest.as_nanos()).unwrap_or(u64::MAX)));
+        let rest = u64::try_from(last_part(timer.allowed).as_nanos()).unwrap_or(u64::MAX);
+        let warn_at = Mono(timer.ends.0.saturating_sub(rest));
         self.deadlines.set(id, Due::Timer(rule), timer.ends);
         self.deadlines.set(id, Due::Warn(rule), warn_at);
     }
@@ -244,18 +283,27 @@ impl Engine {
 
     fn probed(&mut self, id: RunId, output: bool, now: Now) {
         let Some(run) = self.runs.get_mut(&id) else { return };
-        let State::Live { ready: ready @ false } = &mut run.state else { return };
-        if !output {
+        let State::Live { ready: false } = &run.state else { return };
+        let is_looked_at = run.spec.limits.readiness != Readiness::Notify;
+        if !output || !is_looked_at {
             let age = now.mono.since(run.created.mono);
             // The timer has the last look: it is due, and the run has just been seen not to be ready.
-            if run.timers.get(&Rule::InitTimeout).is_some_and(|t| t.ends <= now.mono) {
+            let over = run.timers.get(&Rule::InitTimeout).is_some_and(|t| t.ends <= now.mono);
+            let ends = over && run.kills(Rule::InitTimeout);
+            if over {
                 self.limit_reached(id, Rule::InitTimeout, now);
-            } else {
+            }
+            if !ends && is_looked_at {
                 self.deadlines.set(id, Due::Probe, (now.mono + age).rounded_up(PROBE_GRID.min(age)));
             }
             return;
         }
-        *ready = true;
+        self.became_ready(id, now);
+    }
+
+    fn became_ready(&mut self, id: RunId, now: Now) {
+        let Some(run) = self.runs.get_mut(&id) else { return };
+        run.state = State::Live { ready: true };
         run.executing = true;
         run.ready = Some(now.wall);
         self.deadlines.clear(id, Due::Probe);
@@ -267,7 +315,17 @@ impl Engine {
     }
 
     fn extend(&mut self, id: RunId, rule: Rule, by: Duration, actor: Actor, now: Now) -> Result<Answer, Error> {
-        let run = self.runs.get(&id).ok_or_else(|| Error::no_such_run(id))?;
+        let ends = now.wall_of(self.lengthen(id, rule, by)?);
+        if let Some(run) = self.runs.get(&id) {
+            let event = extended(run, rule, by, ends, actor, "", now);
+            self.save(id, vec![event], now);
+        }
+        Ok(Answer::Deadline(ends))
+    }
+
+    /// Gives a rule more time, and tells when it will now be over. To be put on record by the caller.
+    fn lengthen(&mut self, id: RunId, rule: Rule, by: Duration) -> Result<Mono, Error> {
+        let run = self.runs.get_mut(&id).ok_or_else(|| Error::no_such_run(id))?;
         match run.state {
             State::Emptied(..) | State::Closing(_) => return Err(Error::already_finished(id)),
             State::Stopping(..) | State::Killing(..) => {
@@ -277,30 +335,31 @@ impl Engine {
             }
             State::Accepting | State::Containing | State::Live { .. } => {}
         }
-        let timer = *run.timers.get(&rule).ok_or_else(|| {
-            Error::invalid(format!("{id} has no {rule} running: `guardian show {id}` lists its deadlines"))
-        })?;
-        let timer = run::Timer { ends: timer.ends + by, allowed: timer.allowed.saturating_add(by) };
-        // What systemd was told at the start it does, whatever we promise afterwards.
-        let backstop = run.spec.limits.backstop().filter(|_| run.spec.containment == Containment::Systemd);
-        if let (Rule::MaxRuntime, Some(most)) = (rule, backstop)
-            && timer.allowed.saturating_add(run.spec.limits.grace) > most
-        {
-            return Err(Error::invalid(format!(
-                "systemd ends {id} {} after its start, which cannot be changed any more: its {rule} and grace together \
-                 have to stay below that",
-                human_duration(most)
-            )));
-        }
-        self.set_timer(id, rule, timer);
-        let ends = now.wall_of(timer.ends);
+        let ends = match run.timers.get(&rule).copied() {
+            None => self.extend_track(id, rule, by).ok_or_else(|| {
+                Error::invalid(format!("{id} has no {rule} running: `guardian show {id}` lists its deadlines"))
+            })?,
+            Some(timer) => {
+                let timer = run::Timer { ends: timer.ends + by, allowed: timer.allowed.saturating_add(by) };
+                // What systemd was told at the start it does, whatever we promise afterwards.
+                let backstop = run.spec.limits.backstop().filter(|_| run.spec.containment == Containment::Systemd);
+                if let (Rule::MaxRuntime, Some(most)) = (rule, backstop)
+                    && timer.allowed.saturating_add(run.spec.limits.grace) > most
+                {
+                    return Err(Error::invalid(format!(
+                        "systemd ends {id} {} after its start, which cannot be changed any more: its {rule} and grace \
+                         together have to stay below that",
+                        human_duration(most)
+                    )));
+                }
+                self.set_timer(id, rule, timer);
+                timer.ends
+            }
+        };
         if let Some(run) = self.runs.get_mut(&id) {
             run.reasons.retain(|r| r.rule != rule);
-            let details = json!({ "limit": rule, "by_usec": usec(by), "ends_at_usec": ends.0 });
-            let event = run.event(EventKind::LimitExtended, actor, "", details, now);
-            self.save(id, vec![event], now);
         }
-        Ok(Answer::Deadline(ends))
+        Ok(ends)
     }
 
     fn freeze_asked(&mut self, id: RunId, frozen: bool, actor: Actor, reply: ReplyTo) {
@@ -329,16 +388,35 @@ impl Engine {
         now: Now,
     ) {
         let answer = result.map(|()| Answer::Done).map_err(Error::internal);
+        if answer.is_ok() {
+            self.heartbeats_stand_still(id, frozen, now);
+        }
         if answer.is_ok()
             && let Some(run) = self.runs.get_mut(&id)
         {
             run.frozen = frozen;
+            self.watch_frozen(id, now);
+        }
+        if answer.is_ok()
+            && let Some(run) = self.runs.get(&id)
+        {
             let kind = if frozen { EventKind::RunFrozen } else { EventKind::RunThawed };
             let event = run.event(kind, actor, "", json!({}), now);
             self.save(id, vec![event], now);
         }
         self.effects.push(Effect::Reply(reply, answer));
     }
+}
+
+/// That a rule was given more time.
+fn extended(run: &Run, rule: Rule, by: Duration, ends: Wall, actor: Actor, why: &str, now: Now) -> AuditEvent {
+    let details = json!({ "limit": rule, "by_usec": usec(by), "ends_at_usec": ends.0 });
+    run.event(EventKind::LimitExtended, actor, why, details, now)
+}
+
+/// What is left of a timer's time when it warns.
+fn last_part(allowed: Duration) -> Duration {
+    allowed / 100 * (100 - WARN_PERCENT)
 }
 
 fn usec(d: Duration) -> u64 {

@@ -1,16 +1,21 @@
 //! One run as the engine knows it. Serialized whole for the next instance, which goes on from there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    Actor, AuditEvent, ContainerId, Containment, EventKind, Evidence, ExitStatus, Health, HealthReason, KillAnswer,
-    KillMode, KillReason, Mono, Now, Outcome, Phase, Receipt, Rule, RunSpec, RunView, Step, StepKind, Usage, Wall,
+    Actor, AuditEvent, ContainerId, Containment, Escapee, EventKind, Evidence, ExitStatus, Health, HealthReason,
+    Heartbeats, KillAnswer, KillMode, KillReason, Mono, Now, Outcome, Phase, Receipt, Rule, RunSpec, RunView, Sample,
+    Step, StepKind, Usage, Wall, explain,
 };
 
+use super::detect::Standing;
+use super::escape::Escapes;
 use super::event::ReplyTo;
+use super::heartbeat::Pulse;
+use super::watch::Tracked;
 
 /// A live run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -34,6 +39,9 @@ pub struct Run {
     pub ready: Option<Wall>,
     /// The timers that run.
     pub timers: BTreeMap<Rule, Timer>,
+    /// Timers that are near their end, which is said when it is known what the run waits for.
+    #[serde(skip)]
+    pub near: BTreeSet<Rule>,
     /// It is frozen.
     pub frozen: bool,
     /// What contained it is gone.
@@ -42,8 +50,32 @@ pub struct Run {
     /// Somebody else had its unit stopped.
     #[serde(default)]
     pub stopped_outside: bool,
+    /// How far the rules have come that judge by looks.
+    #[serde(default)]
+    pub tracks: Vec<Tracked>,
+    /// The last sample.
+    #[serde(skip)]
+    pub sampled: Option<(Mono, Sample)>,
+    /// The last look.
+    #[serde(skip)]
+    pub looked: Option<Sample>,
+    /// How often the OOM killer is known to have struck.
+    #[serde(default)]
+    pub oom_kills: u64,
+    /// The health that is on record in the audit log.
+    #[serde(default)]
+    pub told_health: Health,
     /// Why it is not healthy.
     pub reasons: Vec<HealthReason>,
+    /// What it says of itself.
+    #[serde(default)]
+    pub heartbeats: Heartbeats,
+    /// What is waited for because of that.
+    #[serde(default)]
+    pub pulse: Pulse,
+    /// What of it is outside of its container.
+    #[serde(default)]
+    pub escapes: Escapes,
     /// A kill that came before the process was contained; it is begun as soon as that is so.
     #[serde(skip)]
     pub early_kill: Option<EarlyKill>,
@@ -202,14 +234,19 @@ impl Kill {
         self.steps.push(Step { kind, at: now.wall, elapsed_usec, processes });
     }
 
+    /// What the processes waited for just before the first signal, in a sentence; empty if there were none.
+    pub fn explanation(&self) -> String {
+        if self.evidence.total > 0 { explain(&self.evidence).sentence } else { String::new() }
+    }
+
     /// True once anything was sent to any of the run's processes.
     pub fn acted(&self) -> bool {
         self.terminated > 0 || self.killed > 0
     }
 
-    /// The proof, written when the kernel says that the cgroup is empty.
-    pub fn receipt(mut self, containment: Containment, proved: bool, now: Now) -> Receipt {
-        self.did(StepKind::Emptied, 0, now);
+    /// The proof, of a run that the kernel has said to be empty.
+    pub fn receipt(self, containment: Containment, proved: bool, escapees: Vec<Escapee>) -> Receipt {
+        let explanation = self.explanation();
         Receipt {
             run: self.answer.run,
             mode: self.answer.mode,
@@ -223,6 +260,9 @@ impl Kill {
             survivors: 0,
             containment,
             proved,
+            escapees,
+            explanation,
+            growth: self.evidence.growth,
             processes: self.evidence.processes,
             processes_total: self.evidence.total,
         }
@@ -242,10 +282,19 @@ impl Run {
             started: None,
             ready: None,
             timers: BTreeMap::new(),
+            near: BTreeSet::new(),
             frozen: false,
             scattered: false,
             stopped_outside: false,
+            tracks: Vec::new(),
+            sampled: None,
+            looked: None,
+            oom_kills: 0,
+            told_health: Health::default(),
             reasons: Vec::new(),
+            heartbeats: Heartbeats::default(),
+            pulse: Pulse::default(),
+            escapes: Escapes::default(),
             early_kill: None,
             executing: false,
             adopted: false,
@@ -282,6 +331,12 @@ impl Run {
     pub fn warn(&mut self, rule: Rule, level: Health, text: String, now: Now) {
         self.reasons.retain(|r| r.rule != rule);
         self.reasons.push(HealthReason { rule, level, text, since: now.wall });
+    }
+
+    /// When each rule's time will be over: that of timers, and of rules of which something was said.
+    fn ends(&self) -> impl Iterator<Item = (Rule, Mono)> + '_ {
+        let near = self.tracks.iter().filter(|t| t.told == Standing::Near);
+        self.timers.iter().map(|(rule, t)| (*rule, t.ends)).chain(near.map(|t| (t.track.rule, t.track.ends())))
     }
 
     /// An audit event about this run.
@@ -321,10 +376,12 @@ impl Run {
             started_at: self.started,
             ready_at: self.ready,
             finished_at: closing.map(|c| c.at.wall),
-            deadlines: self.timers.iter().map(|(rule, t)| (*rule, now.wall_of(t.ends))).collect(),
+            deadlines: self.ends().map(|(rule, at)| (rule, now.wall_of(at))).collect(),
             outcome: closing.map(|c| c.outcome.clone()),
             receipt: closing.and_then(|c| c.receipt.clone()),
             usage: Usage::default(),
+            heartbeats: self.heartbeats.clone(),
+            escapees: self.escapes.known.clone(),
             notices: self.notices.clone(),
         }
     }

@@ -12,11 +12,22 @@ pub fn now() -> Now {
     Now { mono, wall }
 }
 
+/// Nanoseconds since boot, suspends included: what start times of processes count.
+pub fn since_boot_nsec() -> u64 {
+    nanoseconds(clock_gettime(ClockId::Boottime))
+}
+
 /// Neither clock is ever before its epoch on Linux, but the type can say so: then it is zero.
 fn nanoseconds(t: Timespec) -> u64 {
     let secs = u64::try_from(t.tv_sec).unwrap_or(0);
     let nanos = u64::try_from(t.tv_nsec).unwrap_or(0);
     secs.saturating_mul(1_000_000_000).saturating_add(nanos)
+}
+
+/// How long the machine has been suspended since its boot, in microseconds: CLOCK_BOOTTIME goes on meanwhile.
+pub fn suspended_usec() -> u64 {
+    let mono = nanoseconds(clock_gettime(ClockId::Monotonic));
+    nanoseconds(clock_gettime(ClockId::Boottime)).saturating_sub(mono) / 1000
 }
 
 /// The boot id: a random UUID that the kernel draws at boot.
@@ -42,6 +53,7 @@ mod tests {
     fn monotonic_time_does_not_go_back_and_wall_time_is_of_this_century() {
         let (a, b) = (now(), now());
         assert!(b.mono >= a.mono);
+        assert!(suspended_usec().abs_diff(suspended_usec()) < 1_000_000, "nobody suspends it within a test");
         assert!(a.wall.0 > 1_600_000_000_000_000);
     }
 

@@ -6,21 +6,31 @@
 pub mod cgroup;
 pub mod clock;
 mod errno;
-pub mod evidence;
+pub mod escape;
+pub mod examine;
 pub mod footprint;
 pub mod kill;
+pub mod look;
 pub mod mount;
+pub mod notify;
+pub mod output;
 pub mod pidfd_info;
 pub mod poll;
+mod polled;
 pub mod process;
 pub mod sim;
+mod syscall;
 pub mod tree;
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
 pub use crate::model::Evidence;
-use crate::model::{ContainerId, Containment, ExitStatus, Now, ProcessId, RunId, RunSpec, Usage};
+use crate::model::{
+    ContainerId, Containment, Escapee, EscapeeAct, EscapeeState, ExitStatus, Notification, Notify, Now, ProcessId,
+    Refused, RunId, RunSpec, Sample, Sought, Usage,
+};
 
 /// Why the kernel would not do something. `Gone` and `Busy` are events more than errors.
 #[derive(Debug, thiserror::Error)]
@@ -116,6 +126,10 @@ pub enum Notice {
     /// Whoever contains the run has told what it was asked for: that it has the process, or could not take it (see
     /// [`Kernel::complete`]), or what it knows of its end.
     Told(RunId),
+    /// A message is at the run's notify socket (see [`Kernel::hear`]).
+    Spoke(RunId),
+    /// What was asked about escapees has an answer (see [`Kernel::findings`]).
+    Found,
     /// The command eventfd was written: look at the command channel.
     Woken,
 }
@@ -129,8 +143,46 @@ pub struct Exec {
     pub env: Vec<Vec<u8>>,
     /// The working directory, absolute.
     pub cwd: Vec<u8>,
+    /// What whoever executes it is to add to the environment, where that is not this instance: the wrapper of a service.
+    pub notify: Option<Notify>,
     /// Where stdout and stderr go: created with mode 0600, appended to. Stdin is /dev/null.
     pub log: PathBuf,
+}
+
+/// What the processes of a run have said since it was last listened to.
+#[derive(Debug, Default)]
+pub struct Heard {
+    /// The messages, in order.
+    pub messages: Vec<Notification>,
+    /// How many more were not taken.
+    pub refused: Refused,
+    /// Descriptors that came along. Their senders wait until they are closed, which says that all of it was taken in.
+    pub barriers: Vec<OwnedFd>,
+}
+
+/// What was found out about escapees.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Finding {
+    /// They were looked for.
+    Sought {
+        /// Of which run.
+        run: RunId,
+        /// The number of the look.
+        number: u64,
+        /// Those that are there.
+        found: Vec<Escapee>,
+    },
+    /// Something was done to some, or tried.
+    Acted {
+        /// Of which run.
+        run: RunId,
+        /// The number of what was asked for.
+        number: u64,
+        /// What.
+        act: EscapeeAct,
+        /// What came of it for each.
+        states: Vec<(ProcessId, EscapeeState)>,
+    },
 }
 
 /// The kernel, real or simulated. One thread uses it.
@@ -211,7 +263,8 @@ pub trait Kernel {
     fn kill(&mut self, container: &Self::Container) -> Result<u32, KernelError>;
     /// Freezes or thaws it.
     fn freeze(&mut self, container: &Self::Container, frozen: bool) -> Result<(), KernelError>;
-    /// Looks at the processes for no longer than the budget.
+    /// Looks at the processes for no longer than the budget, whatever state they are in; what they grew by is the
+    /// caller's to add.
     fn evidence(&mut self, container: &Self::Container, budget: Duration) -> Evidence;
     /// Called before `sample` is called for every run: what is read once for all of them is read now.
     fn begin_samples(&mut self) {}
@@ -219,15 +272,50 @@ pub trait Kernel {
     fn end_samples(&mut self) {}
     /// Reads the counters that cost little: of a cgroup those that it has itself.
     fn sample(&mut self, container: &Self::Container) -> Result<Usage, KernelError>;
+    /// Percent of the last minute in which some process of the host waited for memory; none where the kernel does not tell.
+    fn host_memory_pressure(&mut self) -> Option<u32> {
+        None
+    }
+    /// Percent of the last minute in which all processes of the run did.
+    fn memory_pressure(&mut self, _container: &Self::Container) -> Option<u32> {
+        None
+    }
     /// Reads everything, from /proc where the container does not tell.
     fn usage(&mut self, container: &Self::Container) -> Result<Usage, KernelError>;
+    /// Looks at the run and at each of its processes, for detection. `main` is the first process of the run; `known` is
+    /// an earlier look, of which the kernel may take over what cannot have changed since.
+    fn examine(
+        &mut self,
+        container: &Self::Container,
+        main: Option<&Self::Process>,
+        known: Option<&Sample>,
+    ) -> Result<Sample, KernelError>;
     /// True once a process of the run has written output: `wchar` of any of them, or a byte in the log.
     fn has_output(&mut self, container: &Self::Container, log: Option<&std::path::Path>) -> bool;
+    /// Opens the run's notify socket for its user: the one that an earlier instance left open, or a new one at the same path.
+    /// Opened before: nothing. One that cannot be opened is told by the notices of `create`.
+    fn listen(&mut self, run: RunId, uid: u32);
+    /// Takes in what is at the run's notify socket, as much as is taken at once. What no process in the container has sent is
+    /// refused; without a container all of it.
+    fn hear(&mut self, run: RunId, container: Option<&Self::Container>) -> Heard;
+    /// Looks for the escapees of these runs, all in one look at the processes of the host, and returns at once:
+    /// [`Notice::Found`] says when there is an answer. There may be none, or late.
+    fn seek(&mut self, runs: Vec<Sought>);
+    /// Sees whether these escapees are there, or signals them, each through a pidfd and after it was proved to be the run's;
+    /// answered as `seek`.
+    fn act_on_escapees(&mut self, of: Sought, act: EscapeeAct);
+    /// The answers since the last call.
+    fn findings(&mut self) -> Vec<Finding>;
     /// The number of times the OOM killer struck in the run; 0 where there is no memory controller to tell.
     fn oom_kills(&mut self, container: &Self::Container) -> u64;
+    /// The most memory that it ever used, where the kernel keeps that: `memory.peak`.
+    fn memory_peak(&mut self, _container: &Self::Container) -> Option<u64> {
+        None
+    }
     /// Gives back the disk space of the oldest part of a log that is over its size, keeping the newest.
     fn cap_log(&mut self, log: &std::path::Path, max_bytes: u64) -> Result<(), KernelError>;
-    /// Gives up the container that was made ahead for a run which is not launched after all.
+    /// Gives up what was made for a run that is over or not launched after all: its notify socket is closed; the container
+    /// that was made ahead is given.
     fn unreserve(&mut self, run: RunId) -> Option<Self::Container>;
     /// Removes it: the cgroup and the empty ones below it, or the shim's record. `Busy` if a process is there or still
     /// going.

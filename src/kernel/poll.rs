@@ -115,6 +115,11 @@ impl Poller {
         self.watch(pidfd, EventFlags::IN | EventFlags::ONESHOT, Notice::ContainerChanged(run))
     }
 
+    /// Watches a run's notify socket. Level triggered: told until all of it is taken in.
+    pub fn watch_notify(&self, run: RunId, socket: Arc<OwnedFd>) -> Result<Registration, KernelError> {
+        self.watch(socket, EventFlags::IN, Notice::Spoke(run))
+    }
+
     /// Watches an open `cgroup.events`. A file that was not read since the last change is ready, so a fresh one tells
     /// at once: whoever watches a cgroup that is already empty is not left waiting. Edge triggered, so that a change
     /// is told once, whether the file is read or not.

@@ -197,6 +197,58 @@ pub fn wchan(pid: u32) -> Option<String> {
     parse_wchan(&read_text(&format!("/proc/{pid}/wchan")).ok()?)
 }
 
+/// The ids of the threads of a process; none if it is gone.
+pub fn threads(pid: u32) -> Vec<u32> {
+    let Ok(listed) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    listed.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// `/proc/PID/task/TID/stat`: as that of a process, but state and CPU time are the thread's own.
+pub fn thread_stat(pid: u32, tid: u32) -> Result<Stat, KernelError> {
+    let path = format!("/proc/{pid}/task/{tid}/stat");
+    let text = read_bytes(&path)?;
+    parse_stat(&text).ok_or_else(|| KernelError::malformed(path, &String::from_utf8_lossy(&text)))
+}
+
+/// The kernel function that a thread waits in.
+pub fn thread_wchan(pid: u32, tid: u32) -> Option<String> {
+    parse_wchan(&read_text(&format!("/proc/{pid}/task/{tid}/wchan")).ok()?)
+}
+
+/// The system call that a thread is in, with its arguments. The kernel shows it to who may trace the process.
+pub fn thread_syscall(pid: u32, tid: u32) -> Result<String, KernelError> {
+    read_text(&format!("/proc/{pid}/task/{tid}/syscall"))
+}
+
+/// What the scheduler has counted of a thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Scheduled {
+    /// The time that it has spent on a CPU.
+    pub on_cpu_nsec: u64,
+    /// The time that it has waited for one.
+    pub waited_nsec: u64,
+}
+
+/// `/proc/PID/task/TID/schedstat`. None where the kernel does not count (CONFIG_SCHED_INFO).
+pub fn scheduled(pid: u32, tid: u32) -> Result<Option<Scheduled>, KernelError> {
+    Ok(parse_schedstat(&read_text(&format!("/proc/{pid}/task/{tid}/schedstat"))?))
+}
+
+/// What the kernel says of an open file.
+pub fn fdinfo(pid: u32, fd: i32) -> Option<String> {
+    read_text(&format!("/proc/{pid}/fdinfo/{fd}")).ok()
+}
+
+/// The beginning of the command line, its words joined by spaces. Waits for the lock of the process's memory.
+pub fn command_line(pid: u32, max_chars: usize) -> Option<String> {
+    let mut text = Vec::with_capacity(256);
+    let file = fs::File::open(format!("/proc/{pid}/cmdline")).ok()?;
+    file.take(4 * max_chars as u64).read_to_end(&mut text).ok()?;
+    let words = text.strip_suffix(b"\0").unwrap_or(&text);
+    let line = words.iter().map(|b| if *b == 0 { b' ' } else { *b }).collect::<Vec<u8>>();
+    Some(String::from_utf8_lossy(&line).chars().take(max_chars).collect())
+}
+
 /// The bytes of resident memory.
 pub fn resident_bytes(pid: u32) -> Result<u64, KernelError> {
     let path = format!("/proc/{pid}/statm");
@@ -264,6 +316,16 @@ fn parse_colon<T: std::str::FromStr>(text: &str, key: &str) -> Option<T> {
 }
 
 /// `0` stands for a process that does not wait, and for one that we may not look at.
+/// `ON_CPU_NSEC WAITED_NSEC TIMESLICES`. Where nothing is counted all are 0, which no thread has that ever ran.
+fn parse_schedstat(text: &str) -> Option<Scheduled> {
+    let numbers: Vec<u64> = text.split_ascii_whitespace().map(str::parse).collect::<Result<_, _>>().ok()?;
+    match numbers[..] {
+        [_, _, 0] => None,
+        [on_cpu_nsec, waited_nsec, _] => Some(Scheduled { on_cpu_nsec, waited_nsec }),
+        _ => None,
+    }
+}
+
 fn parse_wchan(text: &str) -> Option<String> {
     let function = text.trim();
     (!function.is_empty() && function != "0").then(|| function.to_owned())
@@ -287,7 +349,7 @@ fn read_bytes(path: &str) -> Result<Vec<u8>, KernelError> {
 }
 
 /// A process chooses its name, so text from /proc need not be UTF-8.
-fn read_text(path: &str) -> Result<String, KernelError> {
+pub(super) fn read_text(path: &str) -> Result<String, KernelError> {
     read_bytes(path).map(|b| String::from_utf8_lossy(&b).into_owned())
 }
 
@@ -406,6 +468,15 @@ mod tests {
         assert!(!has_exited(&fd));
         let later = ProcessId { start_ticks: id.start_ticks + 1, ..id };
         assert!(open_known(later).unwrap_err().is_gone());
+    }
+
+    #[test]
+    fn what_the_scheduler_counts_is_read_or_not_known() {
+        let counted = Scheduled { on_cpu_nsec: 152_131, waited_nsec: 2_129_691 };
+        assert_eq!(parse_schedstat("152131 2129691 2\n"), Some(counted));
+        for unknown in ["0 0 0\n", "1 2", "a b c", ""] {
+            assert_eq!(parse_schedstat(unknown), None, "{unknown:?}");
+        }
     }
 
     #[test]

@@ -11,10 +11,11 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use crate::model::{
-    CgroupIdentity, ContainerId, Evidence, ExitStatus, Mono, Now, ProcessId, ProcessSeen, RunId, RunSpec, Usage, Wall,
+    CgroupIdentity, ContainerId, Escapee, EscapeeAct, EscapeeState, Evidence, ExitStatus, Fate, Mono, Notification,
+    Now, ProcessId, ProcessSeen, Processes, RunId, RunSpec, Sample, Sought, Usage, Wall,
 };
 
-use super::{Attached, Created, Exec, Kernel, KernelError, Notice, Role};
+use super::{Attached, Created, Exec, Finding, Heard, Kernel, KernelError, Notice, Role};
 
 /// Something that was done to a cgroup.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +39,8 @@ pub enum ActKind {
     Kill,
     /// `rmdir`.
     Remove,
+    /// A signal to an escapee of it, which has this pid. The inode is 0.
+    Escapee(u32),
 }
 
 /// A simulated process.
@@ -68,17 +71,28 @@ pub struct World {
     pub processes: BTreeMap<u32, SimProcess>,
     /// The cgroup at each run's path.
     pub cgroups: BTreeMap<RunId, u64>,
+    /// What was said at each run's notify socket, and not taken in yet.
+    pub said: BTreeMap<RunId, Vec<Notification>>,
     /// Runs that have written output.
     pub output: BTreeSet<RunId>,
     /// Runs whose container does not hold them together any more.
     pub scattered: BTreeSet<RunId>,
+    /// Processes that carry a run's mark and have left its cgroup.
+    pub escaped: BTreeMap<u32, RunId>,
+    /// The look for escapees gives no answer.
+    pub seeker_stuck: bool,
     /// Runs that somebody else had stopped.
     pub stopped: BTreeSet<RunId>,
+    /// What a look at a run shows; its processes are those that there are.
+    pub samples: BTreeMap<RunId, Sample>,
+    /// How long it takes to look at what the processes of a run wait for.
+    pub evidence_takes: Duration,
     /// How often a removal will still be refused with EBUSY.
     pub busy: u32,
     /// Everything that was done to a cgroup.
     pub acts: Vec<Act>,
     notices: Vec<Notice>,
+    findings: Vec<Finding>,
     watched: BTreeMap<(RunId, bool), u32>,
     watched_cgroups: BTreeMap<RunId, u64>,
     last_pid: u32,
@@ -93,12 +107,18 @@ impl World {
             boot: 0,
             processes: BTreeMap::new(),
             cgroups: BTreeMap::new(),
+            said: BTreeMap::new(),
             output: BTreeSet::new(),
             scattered: BTreeSet::new(),
+            escaped: BTreeMap::new(),
+            seeker_stuck: false,
             stopped: BTreeSet::new(),
+            samples: BTreeMap::new(),
+            evidence_takes: Duration::ZERO,
             busy: 0,
             acts: Vec::new(),
             notices: Vec::new(),
+            findings: Vec::new(),
             watched: BTreeMap::new(),
             watched_cgroups: BTreeMap::new(),
             last_pid: 100,
@@ -161,10 +181,38 @@ impl World {
         self.processes.iter().filter(move |(_, p)| p.cgroup == Some(inode) && p.ended.is_none()).map(|(pid, _)| *pid)
     }
 
+    /// A process of the run says something, which is noticed.
+    pub fn say(&mut self, run: RunId, said: Notification) {
+        self.said.entry(run).or_default().push(said);
+        self.notices.push(Notice::Spoke(run));
+    }
+
     /// Kills the shim of a run, so to say: it is still there, but nothing holds it together.
     pub fn scatter(&mut self, run: RunId) {
         if self.watched_cgroups.contains_key(&run) && self.scattered.insert(run) {
             self.notices.push(Notice::ContainerChanged(run));
+        }
+    }
+
+    /// A process of a run leaves its cgroup, as root can do it or who can ask others to start one.
+    pub fn escape(&mut self, run: RunId, pid: u32) {
+        let Some(process) = self.processes.get_mut(&pid).filter(|p| p.ended.is_none()) else { return };
+        if process.cgroup.take().is_some() {
+            self.escaped.insert(pid, run);
+            self.notices.push(Notice::ContainerChanged(run));
+        }
+    }
+
+    /// The living escapees of a run.
+    pub fn escapees(&self, run: RunId) -> Vec<u32> {
+        let living = |pid: &u32| self.processes.get(pid).is_some_and(|p| p.ended.is_none());
+        self.escaped.iter().filter(|(pid, of)| **of == run && living(pid)).map(|(pid, _)| *pid).collect()
+    }
+
+    fn answer(&mut self, finding: Finding) {
+        if !self.seeker_stuck {
+            self.findings.push(finding);
+            self.notices.push(Notice::Found);
         }
     }
 
@@ -174,6 +222,11 @@ impl World {
         self.stopped.insert(run);
         let living: Vec<u32> = self.living(inode).filter(|pid| !self.processes[pid].stuck).collect();
         living.into_iter().for_each(|pid| self.end(pid, ExitStatus::Signaled(15)));
+    }
+
+    /// Nothing is left to be noticed.
+    pub fn is_quiet(&self) -> bool {
+        self.notices.is_empty()
     }
 
     /// The shim of the run was killed while somebody watched it, and they were told.
@@ -187,6 +240,7 @@ impl World {
         self.watched.clear();
         self.watched_cgroups.clear();
         self.notices.clear();
+        self.findings.clear();
     }
 
     fn act(&mut self, cgroup: &SimCgroup, kind: ActKind) {
@@ -380,23 +434,82 @@ impl Kernel for SimKernel {
         self.0.borrow().exists(cgroup)
     }
 
-    fn evidence(&mut self, cgroup: &SimCgroup, _: Duration) -> Evidence {
+    fn evidence(&mut self, cgroup: &SimCgroup, budget: Duration) -> Evidence {
+        let takes = self.0.borrow().evidence_takes.min(budget);
+        self.0.borrow_mut().pass(takes);
         let world = self.0.borrow();
-        let seen = |pid| ProcessSeen { pid, ppid: 1, name: "sim".to_owned(), state: 'S', wchan: None };
+        let seen = |pid| ProcessSeen { pid, ppid: 1, name: "sim".to_owned(), state: 'S', ..ProcessSeen::default() };
         let processes: Vec<ProcessSeen> = world.living(cgroup.inode).map(seen).collect();
-        Evidence { total: u32::try_from(processes.len()).unwrap_or(u32::MAX), processes }
+        Evidence { total: u32::try_from(processes.len()).unwrap_or(u32::MAX), processes, ..Evidence::default() }
     }
 
-    fn sample(&mut self, _: &SimCgroup) -> Result<Usage, KernelError> {
-        Ok(Usage::default())
+    fn sample(&mut self, cgroup: &SimCgroup) -> Result<Usage, KernelError> {
+        let cpu_usec = self.0.borrow().samples.get(&cgroup.run).and_then(|sample| sample.cpu_usec);
+        Ok(Usage { cpu_usec, ..Usage::default() })
     }
 
     fn usage(&mut self, _: &SimCgroup) -> Result<Usage, KernelError> {
         Ok(Usage::default())
     }
 
+    fn examine(&mut self, cgroup: &SimCgroup, _: Option<&u32>, _: Option<&Sample>) -> Result<Sample, KernelError> {
+        let world = self.0.borrow();
+        world.exists(cgroup)?;
+        let mut processes = Processes::NONE;
+        world.living(cgroup.inode).for_each(|pid| processes.add(pid, u64::from(pid), 1));
+        let sample = world.samples.get(&cgroup.run).copied().unwrap_or_default();
+        Ok(Sample { processes: Some(processes), ..sample })
+    }
+
     fn has_output(&mut self, cgroup: &SimCgroup, _: Option<&Path>) -> bool {
         self.0.borrow().output.contains(&cgroup.run)
+    }
+
+    fn listen(&mut self, _: RunId, _: u32) {}
+
+    fn hear(&mut self, run: RunId, _: Option<&SimCgroup>) -> Heard {
+        Heard { messages: self.0.borrow_mut().said.remove(&run).unwrap_or_default(), ..Heard::default() }
+    }
+
+    fn seek(&mut self, runs: Vec<Sought>) {
+        let mut world = self.0.borrow_mut();
+        for Sought { run, number, .. } in runs {
+            let escapee = |pid| {
+                let process = ProcessId { pid, start_ticks: u64::from(pid) };
+                Escapee { process, name: "sim".to_owned(), cgroup: "/elsewhere".to_owned(), fate: Fate::LeftAlone }
+            };
+            let found = world.escapees(run).into_iter().map(escapee).collect();
+            world.answer(Finding::Sought { run, number, found });
+        }
+    }
+
+    fn act_on_escapees(&mut self, of: Sought, act: EscapeeAct) {
+        let mut world = self.0.borrow_mut();
+        let mut states = Vec::new();
+        for id in of.known {
+            let process = world.processes.get(&id.pid).copied().filter(|p| p.ended.is_none());
+            let Some(process) = process else {
+                states.push((id, EscapeeState::Gone));
+                continue;
+            };
+            states.push((id, EscapeeState::There));
+            let at = world.now.mono;
+            if act != EscapeeAct::Look {
+                world.acts.push(Act { run: of.run, inode: 0, kind: ActKind::Escapee(id.pid), at });
+            }
+            match act {
+                EscapeeAct::Terminate if !process.ignores_term && !process.stuck => {
+                    world.end(id.pid, ExitStatus::Signaled(15));
+                }
+                EscapeeAct::Kill if !process.stuck => world.end(id.pid, ExitStatus::Signaled(9)),
+                _ => {}
+            }
+        }
+        world.answer(Finding::Acted { run: of.run, number: of.number, act, states });
+    }
+
+    fn findings(&mut self) -> Vec<Finding> {
+        std::mem::take(&mut self.0.borrow_mut().findings)
     }
 
     fn oom_kills(&mut self, _: &SimCgroup) -> u64 {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
+use super::environment;
 use super::gate::{self, ExecError, Gated};
 use super::orphans;
 use super::subtree::{self, Options, ShimLimits, record};
@@ -34,16 +35,15 @@ pub struct Child {
 }
 
 impl Child {
-    /// Starts it, with the run's id in its environment: the mark by which it is known.
+    /// Starts it, with the run's id in its environment, the mark by which it is known, and its notify socket.
     pub fn start(
         request: &LaunchRequest,
         mut env: Vec<Vec<u8>>,
-        reserved: Reserved,
+        reserved: &Reserved,
         container: Option<OwnedFd>,
     ) -> Result<Self, Error> {
         let run = reserved.run;
-        env.retain(|e| !e.starts_with(b"GUARDIAN_RUN_ID="));
-        env.push(format!("GUARDIAN_RUN_ID={run}").into_bytes());
+        environment::put(&mut env, run, reserved.notify.as_ref());
         let failed = |e: KernelError| Error::new(ErrorKind::LaunchFailed, format!("cannot start a process: {e}"));
         match (reserved.containment, container) {
             (Containment::Subtree, None) => Err(Error::internal("the instance gave no record for the shim")),

@@ -314,6 +314,7 @@ mod tests {
             argv: argv.iter().map(|a| a.as_bytes().to_vec()).collect(),
             env: vec![b"PATH=/usr/bin:/bin".to_vec(), b"MARK=here".to_vec()],
             cwd: dir.as_os_str().as_bytes().to_vec(),
+            notify: None,
             log: dir.join("log"),
         }
     }

@@ -4,6 +4,7 @@
 //! mark that proves a cgroup to be a run's. A launch decides nothing: who opens the gate, and when, is the engine's.
 
 pub mod cgroupfs;
+pub mod environment;
 pub mod foreground;
 mod fork;
 pub mod gate;

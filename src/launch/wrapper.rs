@@ -19,6 +19,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitCode};
+use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
@@ -28,9 +29,10 @@ use rustix::net::{
 };
 use rustix::pipe::{PipeFlags, pipe_with};
 
+use super::environment;
 use super::gate::{Gate, exit_status_of};
 use crate::kernel::{Exec, KernelError};
-use crate::model::RunId;
+use crate::model::{Notify, RunId};
 
 /// The hidden verb of the executables.
 pub const VERB: &str = "launch";
@@ -57,11 +59,13 @@ pub fn gate(run: RunId, exec: &Exec) -> Result<(Gate, OwnedFd), KernelError> {
     Ok((Gate::of_service(command, ours, orders, reporting, report), theirs))
 }
 
-/// What is to be executed, as a file that nobody can change: fields that end with NUL, the directory, the number of
-/// arguments, the arguments, the environment.
+/// What is to be executed, as a file that nobody can change: fields that end with NUL, the directory, the notify socket and
+/// the window of heartbeats in microseconds (empty for none), the number of arguments, the arguments, the environment.
 fn orders(run: RunId, exec: &Exec) -> io::Result<OwnedFd> {
     let number = exec.argv.len().to_string();
-    let fields = [&exec.cwd[..], number.as_bytes()].into_iter();
+    let socket = exec.notify.as_ref().map_or(&[][..], |n| n.socket.as_os_str().as_bytes());
+    let window = exec.notify.as_ref().and_then(|n| n.window).map(|w| w.as_micros().to_string()).unwrap_or_default();
+    let fields = [&exec.cwd[..], socket, window.as_bytes(), number.as_bytes()].into_iter();
     let fields = fields.chain(exec.argv.iter().chain(&exec.env).map(Vec::as_slice));
     let bytes: Vec<u8> = fields.flat_map(|field| field.iter().copied().chain([0])).collect();
     let fd = memfd_create(format!("guardian-{run}"), MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
@@ -129,6 +133,9 @@ fn take() -> io::Result<Option<(Vec<u8>, OwnedFd)>> {
 fn execute(run: &OsStr, orders: &[u8], report: &OwnedFd) -> ExitCode {
     let mut fields = orders.split(|b| *b == 0).map(OsStr::from_bytes);
     let cwd = fields.next().unwrap_or_default();
+    let socket = fields.next().filter(|socket| !socket.is_empty());
+    let window = fields.next().and_then(|n| n.to_str()?.parse().ok()).map(Duration::from_micros);
+    let notify = socket.map(|socket| Notify { socket: socket.into(), window });
     let count = fields.next().and_then(|n| n.to_str()?.parse().ok()).unwrap_or(0);
     let arguments: Vec<&OsStr> = fields.by_ref().take(count).collect();
     let Some((command, rest)) = arguments.split_first() else { return ExitCode::from(NOTHING_EXECUTED) };
@@ -145,7 +152,11 @@ fn execute(run: &OsStr, orders: &[u8], report: &OwnedFd) -> ExitCode {
         });
         child.env_clear().envs(pairs).envs(OF_THE_UNIT.iter().filter_map(own));
     }
-    child.env("GUARDIAN_RUN_ID", run);
+    for name in environment::OF_A_SERVICE {
+        child.env_remove(name);
+    }
+    let own_variables = environment::of_run(&run.to_string_lossy(), notify.as_ref());
+    child.envs(own_variables.into_iter().map(|(name, value)| (name, OsString::from_vec(value))));
     if !cwd.is_empty()
         && let Err(e) = std::env::set_current_dir(cwd)
     {
@@ -175,13 +186,14 @@ mod tests {
             argv: vec![b"printf".to_vec(), b"\xff".to_vec(), Vec::new()],
             env: vec![b"A=".to_vec(), b"B=c=d".to_vec()],
             cwd: b"/tmp/\xfe".to_vec(),
+            notify: Some(Notify { socket: "/n".into(), window: Some(Duration::from_secs(1)) }),
             log: Default::default(),
         };
         let fd = orders(RunId::from_bytes([1; 6]), &exec).unwrap();
         let mut bytes = Vec::new();
         let mut file = std::fs::File::from(fd);
         file.read_to_end(&mut bytes).unwrap();
-        assert_eq!(bytes, b"/tmp/\xfe\x003\0printf\0\xff\0\0A=\0B=c=d\0");
+        assert_eq!(bytes, b"/tmp/\xfe\0/n\x001000000\x003\0printf\0\xff\0\0A=\0B=c=d\0");
         assert!(io::Write::write_all(&mut file, b"x").is_err(), "nobody can change it");
     }
 }

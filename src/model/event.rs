@@ -56,6 +56,14 @@ kinds! {
     LimitWarning = "limit_warning", "5be7a1f0c1d04c1e8f3c6d0b6c0a2007";
     /// A limit was extended.
     LimitExtended = "limit_extended", "5be7a1f0c1d04c1e8f3c6d0b6c0a2008";
+    /// The time of a rule is over, and the rule does not end the run: it warns, or would end it but for `dry_run`.
+    Verdict = "verdict", "5be7a1f0c1d04c1e8f3c6d0b6c0a2010";
+    /// The run became healthy, or is not so any more, or is worse or better than it was.
+    HealthChanged = "health_changed", "5be7a1f0c1d04c1e8f3c6d0b6c0a2011";
+    /// A process that carries the run's mark was found outside of what contains the run.
+    EscapeeFound = "escapee_found", "5be7a1f0c1d04c1e8f3c6d0b6c0a2012";
+    /// A run that has sent heartbeats sends none any more.
+    HeartbeatLate = "heartbeat_late", "5be7a1f0c1d04c1e8f3c6d0b6c0a200b";
     /// The run was frozen.
     RunFrozen = "run_frozen", "5be7a1f0c1d04c1e8f3c6d0b6c0a2009";
     /// The run was thawed.
@@ -74,6 +82,8 @@ kinds! {
     ContainmentLost = "containment_lost", "5be7a1f0c1d04c1e8f3c6d0b6c0a3006";
     /// Systemd was asked by somebody else to stop the unit of a run.
     StoppedOutside = "stopped_outside", "5be7a1f0c1d04c1e8f3c6d0b6c0a3007";
+    /// An escapee was to be ended: what became of it.
+    EscapeeEnded = "escapee_ended", "5be7a1f0c1d04c1e8f3c6d0b6c0a3008";
     /// The run is over; with its outcome and, after a kill, its receipt.
     RunFinished = "run_finished", "5be7a1f0c1d04c1e8f3c6d0b6c0a2fff";
 }

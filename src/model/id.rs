@@ -23,6 +23,11 @@ impl RunId {
         Self(bytes)
     }
 
+    /// Its last byte: what is done for many runs can be spread by it.
+    pub const fn last_byte(self) -> u8 {
+        self.0[5]
+    }
+
     /// True for a text that a run id could start with: `run_` and up to 12 digits, or up to 12 digits alone.
     pub fn is_prefix(text: &str) -> bool {
         let digits = text.strip_prefix(Self::PREFIX).unwrap_or(text);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Containment, Rule, RunId, Wall, human_duration};
+use super::{Containment, Escapee, Growth, ProcessSeen, Rule, RunId, Wall, human_duration};
 
 /// How a run is ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -207,30 +207,6 @@ pub struct Step {
     pub processes: u32,
 }
 
-/// A process as it was seen when evidence was taken.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ProcessSeen {
-    /// Its pid in the instance's PID namespace.
-    pub pid: u32,
-    /// Its parent.
-    pub ppid: u32,
-    /// Its name (`comm`), escaped for a terminal by whoever shows it.
-    pub name: String,
-    /// Its state letter as in `/proc/PID/stat`: R, S, D, T, Z, …
-    pub state: char,
-    /// The kernel function it waits in, where the kernel tells.
-    pub wchan: Option<String>,
-}
-
-/// The processes of a run, as they were at one moment.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Evidence {
-    /// At most 64 of them, lowest pid first.
-    pub processes: Vec<ProcessSeen>,
-    /// How many there were.
-    pub total: u32,
-}
-
 /// The proof of a kill.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Receipt {
@@ -261,10 +237,30 @@ pub struct Receipt {
     /// Processes left in the run. A receipt is written when the kernel says that it is empty, so this is 0;
     /// for a run whose cgroup was lost it says what was last known.
     pub survivors: u32,
-    /// The processes as they were just before the first signal; at most 64.
+    /// The processes as they were just before the first signal; at most 64. The record has all that was seen of them; what is
+    /// kept at hand of a finished run, see [`Receipt::shorten`].
     pub processes: Vec<ProcessSeen>,
     /// How many there were in all at that moment.
     pub processes_total: u32,
+    /// What the run used before that, where it was sampled.
+    #[serde(default)]
+    pub growth: Option<Growth>,
+    /// Processes that carried the run's mark and were found outside of it, and what became of each. They are no survivors:
+    /// what contains the run is empty.
+    #[serde(default)]
+    pub escapees: Vec<Escapee>,
+    /// What they waited for then, in a sentence; empty for a run without processes, and for kills of before it was said.
+    #[serde(default)]
+    pub explanation: String,
+}
+
+impl Receipt {
+    /// Lets go of what only `explain` shows, which takes it from the record: threads and command lines.
+    pub fn shorten(&mut self) {
+        for process in &mut self.processes {
+            (process.threads, process.command) = (Vec::new(), String::new());
+        }
+    }
 }
 
 /// Receipts of before this was asked are of cgroups.
@@ -294,10 +290,38 @@ impl fmt::Display for Receipt {
             "{} {survivors}{proof}, {}",
             self.survivors,
             human_duration(Duration::from_micros(self.duration_usec))
-        )
+        )?;
+        match self.escapees.len() {
+            0 => Ok(()),
+            1 => f.write_str(", 1 escapee"),
+            n => write!(f, ", {n} escapees"),
+        }
     }
 }
 
 fn processes(n: u32) -> String {
     if n == 1 { "1 process".to_owned() } else { format!("{n} processes") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_receipt_of_before_kills_were_explained_is_read() {
+        let seen = r#"{"pid":7,"ppid":1,"name":"sleep","state":"S","wchan":"hrtimer_nanosleep"}"#;
+        let old = format!(
+            r#"{{"run":"run_000000000001","mode":"graceful","reason":{{"kind":"client_gone"}},"actor":"guardian",
+            "requested_at":4,"duration_usec":5,"steps":[],"terminated":1,"killed":0,"survivors":0,"processes":[{seen}],
+            "processes_total":1}}"#
+        );
+        let receipt: Receipt = serde_json::from_str(&old).unwrap();
+        let process = &receipt.processes[0];
+        assert_eq!((process.pid, process.state, process.threads.len()), (7, 'S', 0));
+        assert_eq!((receipt.explanation.as_str(), receipt.growth), ("", None));
+        let evidence: crate::model::Evidence =
+            serde_json::from_str(&format!(r#"{{"processes":[{seen}],"total":1}}"#)).unwrap();
+        let told = crate::model::explain(&evidence).sentence;
+        assert_eq!(told, "sleep (pid 7) sleeps (kernel function hrtimer_nanosleep)");
+    }
 }

@@ -1,5 +1,8 @@
 //! What a launch is asked for with.
 
+use std::path::PathBuf;
+use std::time::Duration;
+
 use super::{Containment, LimitUpdate, RunId};
 
 /// What a run is to be started with. Every byte string is without NUL and of bounded length (the bus checks).
@@ -24,7 +27,7 @@ pub struct LaunchRequest {
 }
 
 /// What a client is given for a run that it is about to start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reserved {
     /// Its id.
     pub run: RunId,
@@ -38,6 +41,17 @@ pub struct Reserved {
     pub data_max_bytes: Option<u64>,
     /// For a shim: `RLIMIT_NPROC`, in tasks.
     pub tasks_max: Option<u64>,
+    /// Where its processes can say how they are.
+    pub notify: Option<Notify>,
+}
+
+/// What a run's command is told about heartbeats, by its environment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Notify {
+    /// The run's own socket, which speaks the protocol of sd_notify(3): `NOTIFY_SOCKET`.
+    pub socket: PathBuf,
+    /// The longest time from one heartbeat to the next: `WATCHDOG_USEC`. None: they are not waited for.
+    pub window: Option<Duration>,
 }
 
 /// A backend that was looked at when the instance began.

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::watch::{Action, Watch, WatchUpdate};
+
 /// A rule that can warn about a run or end it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -14,23 +16,70 @@ pub enum Rule {
     InitTimeout,
     /// The run took longer than it may in all.
     MaxRuntime,
+    /// The run has sent heartbeats, and then no more.
+    HeartbeatTimeout,
+    /// The run does nothing: it computes, reads, writes, starts and ends nothing.
+    IdleTimeout,
+    /// The run computes and does nothing else.
+    SpinTimeout,
+    /// The run waits for somebody to type, or for its standard input.
+    InputTimeout,
+    /// The run's memory is near its limit.
+    Memory,
+    /// The kernel's OOM killer has ended a process of the run.
+    Oom,
+    /// All processes of the run wait for memory.
+    Pressure,
     /// The main process exited and left processes in the cgroup.
     Leftovers,
     /// The run was killed and its cgroup is still not empty after 60 s.
     Unkillable,
+    /// Processes that carry the run's mark were found outside of what contains it.
+    Escapees,
 }
 
 impl Rule {
-    /// The rules that are timers of a run and can be extended.
-    pub const TIMERS: [Rule; 2] = [Rule::InitTimeout, Rule::MaxRuntime];
+    /// Every rule.
+    pub const ALL: [Rule; 12] = [
+        Rule::InitTimeout,
+        Rule::MaxRuntime,
+        Rule::HeartbeatTimeout,
+        Rule::IdleTimeout,
+        Rule::SpinTimeout,
+        Rule::InputTimeout,
+        Rule::Memory,
+        Rule::Oom,
+        Rule::Pressure,
+        Rule::Leftovers,
+        Rule::Unkillable,
+        Rule::Escapees,
+    ];
+
+    /// The rules that have a time of their own, which can be extended.
+    pub const TIMED: [Rule; 6] = [
+        Rule::InitTimeout,
+        Rule::MaxRuntime,
+        Rule::HeartbeatTimeout,
+        Rule::IdleTimeout,
+        Rule::SpinTimeout,
+        Rule::InputTimeout,
+    ];
 
     /// The name in configuration, D-Bus and output.
     pub const fn as_str(self) -> &'static str {
         match self {
             Rule::InitTimeout => "init_timeout",
             Rule::MaxRuntime => "max_runtime",
+            Rule::HeartbeatTimeout => "heartbeat_timeout",
+            Rule::IdleTimeout => "idle_timeout",
+            Rule::SpinTimeout => "spin_timeout",
+            Rule::InputTimeout => "input_timeout",
+            Rule::Memory => "memory",
+            Rule::Oom => "oom",
+            Rule::Pressure => "pressure",
             Rule::Leftovers => "leftovers",
             Rule::Unkillable => "unkillable",
+            Rule::Escapees => "escapees",
         }
     }
 }
@@ -44,10 +93,10 @@ impl fmt::Display for Rule {
 impl FromStr for Rule {
     type Err = String;
 
-    /// Reads the name of a timer: the only rules that a caller can name.
+    /// Reads the name of a rule with a time of its own: the only ones that a caller can name.
     fn from_str(text: &str) -> Result<Self, String> {
-        Rule::TIMERS.into_iter().find(|r| r.as_str() == text).ok_or_else(|| {
-            let known = Rule::TIMERS.map(Rule::as_str).join(", ");
+        Rule::TIMED.into_iter().find(|r| r.as_str() == text).ok_or_else(|| {
+            let known = Rule::TIMED.map(Rule::as_str).join(", ");
             format!(
                 "{:?} is not a limit that can be extended: use one of {known}",
                 text.chars().take(40).collect::<String>()
@@ -60,11 +109,14 @@ impl FromStr for Rule {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Readiness {
-    /// Its first written output: a byte in the log of a detached run, a write by any of its processes otherwise.
+    /// Its first written output: a byte in the log of a detached run, a write by any of its processes otherwise. READY=1
+    /// does as well.
     #[default]
     Output,
     /// Ready as soon as the command is executed.
     Exec,
+    /// READY=1 on its notify socket, and nothing else.
+    Notify,
 }
 
 impl Readiness {
@@ -73,6 +125,7 @@ impl Readiness {
         match self {
             Readiness::Output => "output",
             Readiness::Exec => "exec",
+            Readiness::Notify => "notify",
         }
     }
 }
@@ -84,7 +137,11 @@ impl FromStr for Readiness {
         match text {
             "output" => Ok(Readiness::Output),
             "exec" => Ok(Readiness::Exec),
-            _ => Err(format!("{:?} is not a readiness: use output or exec", text.chars().take(40).collect::<String>())),
+            "notify" => Ok(Readiness::Notify),
+            _ => Err(format!(
+                "{:?} is not a readiness: use output, exec or notify",
+                text.chars().take(40).collect::<String>()
+            )),
         }
     }
 }
@@ -96,6 +153,9 @@ pub struct Limits {
     pub init_timeout: Option<Duration>,
     /// Total time of the run.
     pub max_runtime: Option<Duration>,
+    /// What else it is watched for, and what the rules do.
+    #[serde(default)]
+    pub watch: Watch,
     /// Time between SIGTERM and `cgroup.kill`.
     pub grace: Duration,
     /// What ends initialization.
@@ -183,9 +243,17 @@ impl FromStr for Credential {
 const BACKSTOP: Duration = Duration::from_secs(600);
 
 impl Limits {
-    /// When systemd ends a unit by itself; never without a limit of ours.
+    /// The time from one heartbeat to the next, if heartbeats are waited for at all.
+    pub fn heartbeat_window(&self) -> Option<Duration> {
+        self.allowed(Rule::HeartbeatTimeout)
+    }
+
+    /// When systemd ends a unit by itself; never without a limit of ours that would.
     pub fn backstop(&self) -> Option<Duration> {
-        self.max_runtime.map(|limit| limit.saturating_mul(2).saturating_add(self.grace).saturating_add(BACKSTOP))
+        let kills = self.watch.max_runtime_action == Action::Kill && !self.watch.dry_run;
+        self.max_runtime
+            .filter(|_| kills)
+            .map(|limit| limit.saturating_mul(2).saturating_add(self.grace).saturating_add(BACKSTOP))
     }
 }
 
@@ -207,6 +275,8 @@ pub struct LimitUpdate {
     pub init_timeout: Option<Option<Duration>>,
     /// See [`Limits::max_runtime`].
     pub max_runtime: Option<Option<Duration>>,
+    /// See [`Limits::watch`].
+    pub watch: WatchUpdate,
     /// See [`Limits::grace`].
     pub grace: Option<Duration>,
     /// See [`Limits::readiness`].
@@ -235,6 +305,7 @@ impl Limits {
         }
         put(&mut self.init_timeout, update.init_timeout);
         put(&mut self.max_runtime, update.max_runtime);
+        self.watch = self.watch.with(&update.watch);
         put(&mut self.grace, update.grace);
         put(&mut self.readiness, update.readiness);
         put(&mut self.resources.memory_max_bytes, update.memory_max_bytes);

@@ -6,7 +6,11 @@
 mod answer;
 mod bus_address;
 mod error;
+mod escapee;
 mod event;
+mod evidence;
+mod explain;
+mod heartbeat;
 mod id;
 mod instance;
 mod kill;
@@ -14,22 +18,37 @@ mod launch;
 mod limits;
 mod retention;
 mod run;
+mod sample;
+mod text;
 mod time;
+mod usage_sample;
+mod watch;
 mod workflow;
 
 pub use answer::Answer;
 pub use bus_address::{bus_address_of, usable_bus_address};
 pub use error::{Error, ErrorKind};
+pub use escapee::{Escapee, EscapeeAct, EscapeeState, Fate, Sought};
 pub use event::{AuditEvent, AuditRow, EventKind};
+pub use evidence::{
+    Access, Evidence, File, FutexBy, Growth, Holder, LastOutput, Object, Polled, ProcessSeen, RecentCpu, ThreadSeen,
+    UnixPeer, Wait,
+};
+pub use explain::{Explanation, explain, signs_of_life};
+pub use heartbeat::{Heartbeats, Notification, Refused};
 pub use id::{InvalidRunId, RunId};
 pub use instance::InstanceKind;
-pub use kill::{Actor, Evidence, KillAnswer, KillMode, KillReason, ProcessSeen, Receipt, Step, StepKind};
-pub use launch::{Considered, LaunchRequest, Reserved};
+pub use kill::{Actor, KillAnswer, KillMode, KillReason, Receipt, Step, StepKind};
+pub use launch::{Considered, LaunchRequest, Notify, Reserved};
 pub use limits::{Credential, LimitUpdate, Limits, Readiness, Resources, Rule, Sandbox};
 pub use retention::Retention;
 pub use run::{
     CgroupIdentity, ContainerId, Containment, ExitStatus, Health, HealthReason, Outcome, Phase, ProcessId, RunSpec,
     RunView, Usage,
 };
+pub use sample::{Processes, Sample};
+pub use text::escape;
 pub use time::{Mono, Now, Wall, human_duration, parse_duration};
+pub use usage_sample::{HOUR, MINUTE, OpenMinute, UsageMinute, UsageSample, readings};
+pub use watch::{Action, Watch, WatchUpdate};
 pub use workflow::valid_workflow_name;

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{KillReason, Limits, Receipt, Rule, RunId, Wall};
+use super::{Escapee, Heartbeats, KillReason, Limits, Receipt, Rule, RunId, Wall};
 
 /// A process that can be told from a later one with the same pid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -312,6 +312,8 @@ pub struct Usage {
     pub cpu_usec: Option<u64>,
     /// Memory: `memory.current` or, without the controller, the resident memory of its processes summed from /proc.
     pub memory_bytes: Option<u64>,
+    /// The most memory that was read so far; of a finished run `memory.peak` (Linux 5.19), which misses nothing.
+    pub memory_peak_bytes: Option<u64>,
     /// Tasks (threads): `pids.current` or, without the controller, the threads of its processes.
     pub tasks: Option<u64>,
     /// Bytes that its processes had fetched from storage: `rbytes` of `io.stat` or, without the controller, `read_bytes`
@@ -356,6 +358,12 @@ pub struct RunView {
     pub receipt: Option<Receipt>,
     /// What it uses.
     pub usage: Usage,
+    /// What it says of itself.
+    #[serde(default)]
+    pub heartbeats: Heartbeats,
+    /// Processes that carry its mark and were found outside of it; at most 64, the last ones.
+    #[serde(default)]
+    pub escapees: Vec<Escapee>,
     /// What could not be done as asked, in sentences: a limit that nothing here can enforce.
     pub notices: Vec<String>,
 }

@@ -11,7 +11,7 @@
 //! ```
 //!
 //! What is accepted is written in the order in which it was accepted, or the process ends first: a full disk makes the
-//! writer keep and retry, then refuse; it never makes it forget.
+//! writer keep and retry, then refuse; it never makes it forget. Samples of what runs used are another matter: see `samples`.
 
 use crate::model::{AuditEvent, KillAnswer, Receipt, RunView};
 
@@ -21,6 +21,7 @@ mod open;
 mod reader;
 mod record;
 mod retention;
+mod samples;
 mod schema;
 #[cfg(test)]
 mod testing;
@@ -57,12 +58,15 @@ pub struct Batch {
     pub writes: Vec<Write>,
     /// Asks for [`Notice::Recorded`] or [`Notice::Failed`] with this number.
     pub ticket: Option<u64>,
+    /// Nothing follows from it before a later batch is synced, and it with that one: it need not be synced itself, and the
+    /// journal has it afterwards. It outlives the instance, and a power cut only with the later one.
+    pub is_provisional: bool,
 }
 
 /// What the writer tells the engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Notice {
-    /// The batch with this ticket is committed and synced. It may come after [`Notice::Failed`].
+    /// The batch with this ticket is committed and, unless it is provisional, synced. It may come after [`Notice::Failed`].
     Recorded(u64),
     /// The batch with this ticket could not be committed now; it is kept and tried again. Told once a ticket.
     Failed(u64, String),

@@ -4,7 +4,8 @@ use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -38,6 +39,8 @@ pub struct Store {
     conn: Connection,
     lock: File,
     instance_id: String,
+    /// The number of the last audit row that a power cut leaves.
+    synced: Arc<AtomicU64>,
 }
 
 /// What opening gave.
@@ -78,7 +81,9 @@ impl Store {
         let opened = |conn: Connection, path: PathBuf, set_aside| {
             let instance_id =
                 schema::read_meta(&conn, meta::INSTANCE).map_err(StoreError::sqlite("read the instance id"))?;
-            Ok(Opened { store: Store { path, conn, lock, instance_id }, set_aside })
+            let head = schema::read_link(&conn, meta::HEAD).map_err(StoreError::sqlite("read the audit log's end"))?;
+            let synced = Arc::new(AtomicU64::new(u64::try_from(head.seq).unwrap_or(0)));
+            Ok(Opened { store: Store { path, conn, lock, instance_id, synced }, set_aside })
         };
         match try_open(&path) {
             Ok(conn) => opened(conn, path, None),
@@ -101,7 +106,7 @@ impl Store {
 
     /// A reader with a connection of its own, for another thread. It may outlive the store.
     pub fn reader(&self) -> Result<Reader, StoreError> {
-        Reader::open(&self.path)
+        Reader::open(&self.path, self.synced.clone())
     }
 
     /// Starts the writer thread. `notices` and `journal` are called on it and must not block.
@@ -112,7 +117,7 @@ impl Store {
         journal: Option<JournalSink>,
     ) -> Result<Writer, StoreError> {
         let suspect = with_suffix(&self.path, SUSPECT);
-        Writer::start(self.conn, self.lock, suspect, retention, notices, journal)
+        Writer::start(self.conn, self.lock, suspect, retention, self.synced, notices, journal)
     }
 
     #[cfg(test)]
@@ -141,7 +146,14 @@ fn try_open(path: &Path) -> Result<Connection, Fault> {
     let bytes = prepare_file(path).map_err(Fault::Refused)?;
     let suspect = with_suffix(path, SUSPECT);
     // A clean close removes the -wal: one that is there means that the last instance was killed, or the power cut.
-    let unclean = with_suffix(path, "-wal").exists() || suspect.exists();
+    let wal = with_suffix(path, "-wal");
+    let unclean = wal.exists() || suspect.exists();
+    // What a killed instance has committed last may be in memory only, and is told to others from now on.
+    if let Err(e) = File::open(&wal).and_then(|wal| wal.sync_data())
+        && e.kind() != io::ErrorKind::NotFound
+    {
+        tracing::warn!("cannot sync {}: {e}: a power cut now may lose the last of the audit", wal.display());
+    }
     let mut conn = schema::connect(path).map_err(|e| fault("open the database", e))?;
     if bytes == 0 && schema::empty(&conn).map_err(|e| fault("read the database", e))? {
         schema::begin(&mut conn, &random_id()?).map_err(|e| fault("begin the database", e))?;

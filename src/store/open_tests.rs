@@ -185,7 +185,7 @@ fn any_damage_to_the_write_ahead_log_is_survived() {
         crate::store::record::commit(&mut conn, std::iter::once(&crate::store::testing::batch([event(n)]))).unwrap();
     }
     let files = [FILE, "guardian.db-wal"].map(|name| (name, fs::read(dir.path().join(name)).unwrap()));
-    for round in 0..60_usize {
+    for round in 0..100_usize {
         let dir = tempfile::tempdir().unwrap();
         for (name, bytes) in &files {
             let mut bytes = bytes.clone();

@@ -3,14 +3,17 @@
 
 use std::path::Path;
 use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension, params, params_from_iter};
 
 use super::StoreError;
 use super::audit::{self, COLUMNS, StoredRow, Verification, int};
+use super::samples;
 use super::schema::{self, meta};
-use crate::model::{AuditRow, Health, Phase, RunId, RunView, Wall};
+use crate::model::{AuditRow, Health, Phase, RunId, RunView, UsageSample, Wall};
 
 /// More runs than this are not listed at once.
 const MOST_RUNS: usize = 10_000;
@@ -95,14 +98,16 @@ pub struct LiveRuns {
 #[derive(Debug)]
 pub struct Reader {
     conn: Connection,
+    /// The number of the last audit row that a power cut leaves.
+    synced: Arc<AtomicU64>,
 }
 
 impl Reader {
-    pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
+    pub(super) fn open(path: &Path, synced: Arc<AtomicU64>) -> Result<Self, StoreError> {
         let conn = schema::connect(path).map_err(StoreError::sqlite("open the database for reading"))?;
         // Not opened read-only, because a reader of a WAL database must be able to write its -shm.
         conn.execute_batch("PRAGMA query_only = ON").map_err(StoreError::sqlite("open the database for reading"))?;
-        Ok(Self { conn })
+        Ok(Self { conn, synced })
     }
 
     /// The run of this id.
@@ -170,21 +175,26 @@ impl Reader {
         ids.iter().map(|id| id.parse().map_err(|e| unreadable(format!("run {id:?}"), e))).collect()
     }
 
-    /// Audit rows after a cursor, `max` at most, of one run or of all.
+    /// Audit rows after a cursor, `max` at most, of one run or of all. None that a power cut could still take back and
+    /// give its number to another.
     pub fn events(&self, after_seq: u64, max: usize, run: Option<RunId>) -> Result<Vec<AuditRow>, StoreError> {
-        let (after, max) = (int(after_seq), int(max as u64));
+        let (after, max, synced) = (int(after_seq), int(max as u64), int(self.synced.load(Ordering::Acquire)));
         let fail = || StoreError::sqlite("read the audit log");
         let rows: Vec<StoredRow> = match run {
             None => self
                 .conn
-                .prepare_cached(&format!("SELECT {COLUMNS} FROM events WHERE seq > ?1 ORDER BY seq LIMIT ?2"))
-                .and_then(|mut s| s.query_map(params![after, max], StoredRow::read)?.collect()),
+                .prepare_cached(&format!(
+                    "SELECT {COLUMNS} FROM events WHERE seq > ?1 AND seq <= ?3 ORDER BY seq LIMIT ?2"
+                ))
+                .and_then(|mut s| s.query_map(params![after, max, synced], StoredRow::read)?.collect()),
             Some(run) => self
                 .conn
                 .prepare_cached(&format!(
-                    "SELECT {COLUMNS} FROM events WHERE run = ?3 AND seq > ?1 ORDER BY seq LIMIT ?2"
+                    "SELECT {COLUMNS} FROM events WHERE run = ?4 AND seq > ?1 AND seq <= ?3 ORDER BY seq LIMIT ?2"
                 ))
-                .and_then(|mut s| s.query_map(params![after, max, run.to_string()], StoredRow::read)?.collect()),
+                .and_then(|mut s| {
+                    s.query_map(params![after, max, synced, run.to_string()], StoredRow::read)?.collect()
+                }),
         }
         .map_err(fail())?;
         rows.into_iter()
@@ -195,10 +205,16 @@ impl Reader {
             .collect()
     }
 
-    /// The number of the last audit row; 0 before the first.
+    /// What a run used since a time, in order: its last hour in single readings, then minutes, after a day hours. The minute
+    /// that is under way is not among it.
+    pub fn samples(&self, run: RunId, since: Wall) -> Result<Vec<UsageSample>, StoreError> {
+        samples::read(&self.conn, run, since).map_err(StoreError::sqlite("read the samples of a run"))
+    }
+
+    /// The number of the last audit row that [`Reader::events`] gives; 0 before the first.
     pub fn last_seq(&self) -> Result<u64, StoreError> {
         let head = schema::read_link(&self.conn, meta::HEAD).map_err(StoreError::sqlite("read the audit log's end"))?;
-        Ok(u64::try_from(head.seq).unwrap_or(0))
+        Ok(u64::try_from(head.seq).unwrap_or(0).min(self.synced.load(Ordering::Acquire)))
     }
 
     /// Goes over the whole audit log: some seconds for a million rows.

@@ -160,7 +160,7 @@ fn the_view_of_the_original_system_gives_its_words_for_every_end() {
         (Outcome::Killed { reason: KillReason::ClientGone }, "killed"),
         (Outcome::Killed { reason: KillReason::Leftovers }, "killed"),
     ];
-    cases.extend(Rule::TIMERS.map(|rule| (limit(rule), "timeout")));
+    cases.extend(Rule::TIMED.map(|rule| (limit(rule), "timeout")));
     let ends = (1..)
         .zip(&cases)
         .map(|(n, (outcome, _))| Write::Run { view: Box::new(finished(n, outcome.clone())), state: None });

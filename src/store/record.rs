@@ -7,10 +7,30 @@ use rusqlite::{Connection, TransactionBehavior, params};
 
 use super::audit::{Appender, int};
 use super::{Batch, Write};
+use crate::failpoint;
 use crate::model::{AuditRow, CgroupIdentity, ContainerId, KillAnswer, Outcome, Receipt, RunView, Wall};
 
 /// Writes batches in one transaction, and gives the audit rows as they were numbered and chained.
 pub(super) fn commit<'a>(
+    conn: &mut Connection,
+    batches: impl Iterator<Item = &'a Batch> + Clone,
+) -> rusqlite::Result<Vec<AuditRow>> {
+    failpoint::hit("store.commit").map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(e)))?;
+    if !are_provisional(batches.clone()) {
+        return commit_as_set(conn, batches);
+    }
+    conn.pragma_update(None, "synchronous", "NORMAL")?;
+    let committed = commit_as_set(conn, batches);
+    conn.pragma_update(None, "synchronous", "FULL")?;
+    committed
+}
+
+/// Whether none of the batches has to be synced.
+pub(super) fn are_provisional<'a>(mut batches: impl Iterator<Item = &'a Batch>) -> bool {
+    batches.all(|batch| batch.is_provisional)
+}
+
+fn commit_as_set<'a>(
     conn: &mut Connection,
     batches: impl Iterator<Item = &'a Batch>,
 ) -> rusqlite::Result<Vec<AuditRow>> {

@@ -1,6 +1,7 @@
 //! Retention: what is removed when it is too old or takes too much room.
 //!
-//! Removed are finished runs with their kills, and rows from the beginning of the audit log, never from its middle.
+//! Samples go first: what is too old by their own rules, and for want of room all of them before anything else is lost.
+//! Then finished runs are removed with their kills, and rows from the beginning of the audit log, never from its middle.
 //! The rows of live runs in `runs` and `kills` stay whatever their age; their oldest audit rows may go, or one run that
 //! lives for a year would keep the log of the whole host. Each step is one small transaction that also moves the
 //! chain's anchor and appends `audit_pruned`, so that the log verifies at every moment and says what it lost.
@@ -9,6 +10,7 @@ use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 use serde_json::json;
 
 use super::audit::{Appender, Link, hex, int};
+use super::samples;
 use super::schema::{self, meta};
 use crate::model::{Actor, AuditEvent, AuditRow, EventKind, Retention, Wall};
 
@@ -31,6 +33,9 @@ pub(super) fn step(
     now: Wall,
     shrinking: &mut bool,
 ) -> rusqlite::Result<Pruned> {
+    if samples::age(conn, now, retention.max_age)? {
+        return Ok(Pruned::Some(None));
+    }
     let age = retention.max_age.map(|age| u64::try_from(age.as_micros()).unwrap_or(u64::MAX));
     // At the age's end of the clock nothing is older.
     let cutoff = age.and_then(|age| now.0.checked_sub(age)).map_or(0, int);
@@ -43,6 +48,9 @@ pub(super) fn step(
         let used = used_bytes(conn)?;
         let goal = if *shrinking { max / 10 * 9 } else { max };
         *shrinking = used > goal;
+        if *shrinking && samples::remove_oldest(conn)? {
+            return Ok(Pruned::Some(None));
+        }
         if *shrinking && let done @ Pruned::Some(_) = remove(conn, Scope::Oldest, now)? {
             return Ok(done);
         }
@@ -101,6 +109,12 @@ fn remove(conn: &mut Connection, scope: Scope, now: Wall) -> rusqlite::Result<Pr
              AND NOT EXISTS (SELECT 1 FROM runs WHERE id = run_id) ORDER BY requested_at LIMIT ?2)",
         )?
         .execute(params![before, STEP])?;
+    // Nearly always gone already, by their age or for want of room.
+    tx.prepare_cached(
+        "DELETE FROM samples WHERE run_id IN (SELECT id FROM runs WHERE phase = 'finished' AND finished_at < ?1
+         ORDER BY finished_at LIMIT ?2)",
+    )?
+    .execute(params![before, STEP])?;
     let runs = tx
         .prepare_cached(
             "DELETE FROM runs WHERE id IN (SELECT id FROM runs WHERE phase = 'finished' AND finished_at < ?1

@@ -25,6 +25,7 @@ pub(super) fn live(n: u32) -> RunView {
     let limits = Limits {
         init_timeout: Some(Duration::from_secs(60)),
         max_runtime: None,
+        watch: crate::model::Watch::default(),
         grace: Duration::from_secs(10),
         readiness: Readiness::Output,
         resources: Resources::default(),
@@ -60,6 +61,8 @@ pub(super) fn live(n: u32) -> RunView {
         outcome: None,
         receipt: None,
         usage: Usage::default(),
+        heartbeats: Default::default(),
+        escapees: vec![],
         notices: vec![],
     }
 }
@@ -119,11 +122,14 @@ pub(super) fn receipt(n: u32) -> Receipt {
         containment: Containment::Cgroupfs,
         processes: vec![],
         processes_total: 3,
+        growth: None,
+        escapees: vec![],
+        explanation: String::new(),
     }
 }
 
 pub(super) fn batch(writes: impl IntoIterator<Item = Write>) -> Batch {
-    Batch { writes: writes.into_iter().collect(), ticket: None }
+    Batch { writes: writes.into_iter().collect(), ticket: None, is_provisional: false }
 }
 
 pub(super) fn open(dir: &Path) -> Store {

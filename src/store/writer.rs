@@ -8,12 +8,13 @@
 //! ```
 //!
 //! Nothing that was accepted is dropped, coalesced or reordered, in trouble or not: the bound is on what is accepted.
+//! Samples alone are taken at leisure, and dropped where there is trouble or too much of them.
 
 use std::collections::VecDeque;
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TrySendError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -22,9 +23,10 @@ use rusqlite::{Connection, ErrorCode};
 
 use super::error::hint;
 use super::retention::{self, Pruned};
+use super::samples;
 use super::{Batch, Notice, StoreError, record};
-use crate::model::AuditRow;
-use crate::model::Retention;
+use crate::failpoint;
+use crate::model::{AuditRow, Retention, UsageMinute};
 
 /// Where notices go. Called on the writer thread; must not block.
 pub type NoticeSink = Box<dyn Fn(Notice) + Send>;
@@ -39,18 +41,29 @@ const MOST: usize = 4096;
 const GROUP: usize = 256;
 /// Between two attempts while writing fails.
 const RETRY: Duration = Duration::from_secs(1);
+/// Minutes of samples that wait at once: some 8 MB at worst, while the disk is slow. More of them are dropped.
+const MOST_SAMPLES: usize = 8192;
 /// Between two passes of retention; also after [`PRUNE_WRITES`], so that a busy hour cannot outgrow the size.
-const PRUNE: Duration = Duration::from_secs(3600);
+const PRUNE: Duration = Duration::from_secs(600);
 const PRUNE_WRITES: usize = 20_000;
 /// How long a stopping writer tries to write what it holds.
 const STOP_PATIENCE: Duration = Duration::from_secs(3);
 
+/// What the thread is handed.
+#[derive(Debug)]
+enum Order {
+    Write(Batch),
+    Keep(Vec<UsageMinute>),
+}
+
 /// The engine's end of the writer.
 #[derive(Debug)]
 pub struct Writer {
-    sender: Option<SyncSender<Batch>>,
+    sender: Option<SyncSender<Order>>,
     /// Batches that are accepted and not yet written.
     unwritten: Arc<AtomicUsize>,
+    /// Minutes of samples that are taken and not yet written.
+    unkept: Arc<AtomicUsize>,
     /// Gives the number of batches that were not written, once, when the thread is through.
     end: Receiver<usize>,
 }
@@ -61,13 +74,14 @@ impl Writer {
         lock: File,
         suspect: PathBuf,
         retention: Retention,
+        synced: Arc<AtomicU64>,
         notices: NoticeSink,
         journal: Option<JournalSink>,
     ) -> Result<Self, StoreError> {
         let (sender, inbox) = mpsc::sync_channel(CHANNEL);
         let (done, end) = mpsc::sync_channel(1);
-        let mut worker = Worker::new(conn, suspect, retention, notices, journal);
-        let unwritten = worker.unwritten.clone();
+        let mut worker = Worker::new(conn, suspect, retention, synced, notices, journal);
+        let (unwritten, unkept) = (worker.unwritten.clone(), worker.unkept.clone());
         let thread = thread::Builder::new().name("store".to_owned()).spawn(move || {
             worker.run(&inbox);
             let left = worker.pending.len();
@@ -77,7 +91,7 @@ impl Writer {
             let _ = done.send(left);
         });
         thread.map_err(StoreError::io("start a thread for", "the store"))?;
-        Ok(Self { sender: Some(sender), unwritten, end })
+        Ok(Self { sender: Some(sender), unwritten, unkept, end })
     }
 
     /// Hands over a batch without ever waiting; gives it back if too many wait already.
@@ -88,10 +102,26 @@ impl Writer {
             self.unwritten.fetch_sub(1, Ordering::Relaxed);
             return Err(batch);
         }
-        sender.try_send(batch).map_err(|(TrySendError::Full(batch) | TrySendError::Disconnected(batch))| {
-            self.unwritten.fetch_sub(1, Ordering::Relaxed);
-            batch
-        })
+        let Err(TrySendError::Full(order) | TrySendError::Disconnected(order)) = sender.try_send(Order::Write(batch))
+        else {
+            return Ok(());
+        };
+        self.unwritten.fetch_sub(1, Ordering::Relaxed);
+        match order {
+            Order::Write(batch) => Err(batch),
+            Order::Keep(_) => Ok(()),
+        }
+    }
+
+    /// Hands over samples, which are written when there is nothing better to do; they are dropped where that is not soon.
+    pub fn keep_samples(&self, minutes: Vec<UsageMinute>) {
+        let Some(sender) = &self.sender else { return };
+        let count = minutes.len();
+        let taken = self.unkept.fetch_add(count, Ordering::Relaxed) < MOST_SAMPLES
+            && sender.try_send(Order::Keep(minutes)).is_ok();
+        if !taken {
+            self.unkept.fetch_sub(count, Ordering::Relaxed);
+        }
     }
 
     /// Writes what was accepted and ends the thread; within some 5 s, whatever the disk does.
@@ -134,7 +164,13 @@ struct Worker {
     notices: NoticeSink,
     journal: Option<JournalSink>,
     pending: VecDeque<Batch>,
+    /// The number of the last row that is synced, for readers.
+    synced: Arc<AtomicU64>,
+    /// Rows that are committed and not synced: neither journal nor readers may know more than the disk after a power cut.
+    unsynced: Vec<AuditRow>,
     unwritten: Arc<AtomicUsize>,
+    samples: VecDeque<UsageMinute>,
+    unkept: Arc<AtomicUsize>,
     /// How many of `pending`, from the front, have been told of the trouble.
     told: usize,
     trouble: Option<Trouble>,
@@ -149,6 +185,7 @@ impl Worker {
         conn: Connection,
         suspect: PathBuf,
         retention: Retention,
+        synced: Arc<AtomicU64>,
         notices: NoticeSink,
         journal: Option<JournalSink>,
     ) -> Self {
@@ -156,10 +193,14 @@ impl Worker {
             conn,
             suspect,
             retention,
+            synced,
             notices,
             journal,
             pending: VecDeque::new(),
+            unsynced: Vec::new(),
             unwritten: Arc::default(),
+            samples: VecDeque::new(),
+            unkept: Arc::default(),
             told: 0,
             trouble: None,
             prune_at: Instant::now(),
@@ -169,19 +210,29 @@ impl Worker {
     }
 
     /// Serves until the channel is closed and what it held is written, or cannot be.
-    fn run(&mut self, inbox: &Receiver<Batch>) {
+    fn run(&mut self, inbox: &Receiver<Order>) {
         loop {
             let next = self.trouble.as_ref().map_or(self.prune_at, |t| t.retry_at);
-            let wait = next.saturating_duration_since(Instant::now());
+            let wait = match self.samples.is_empty() {
+                true => next.saturating_duration_since(Instant::now()),
+                false => Duration::ZERO,
+            };
             match inbox.recv_timeout(wait) {
-                Ok(batch) => {
-                    self.pending.push_back(batch);
-                    self.pending.extend(inbox.try_iter().take(GROUP - 1));
+                Ok(order) => {
+                    self.take(order);
+                    inbox.try_iter().take(GROUP - 1).for_each(|order| self.take(order));
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return self.last_attempts(),
             }
             self.turn(Instant::now());
+        }
+    }
+
+    fn take(&mut self, order: Order) {
+        match order {
+            Order::Write(batch) => self.pending.push_back(batch),
+            Order::Keep(minutes) => self.samples.extend(minutes),
         }
     }
 
@@ -191,6 +242,7 @@ impl Worker {
             Some(trouble) if now < trouble.retry_at => self.tell_failed(),
             _ => self.flush(now),
         }
+        self.keep_samples();
         // One step of retention a turn, so that no kill intent waits for a whole pass.
         if self.trouble.is_none() && (now >= self.prune_at || self.writes >= PRUNE_WRITES) {
             self.prune(now);
@@ -202,7 +254,7 @@ impl Worker {
         while !self.pending.is_empty() {
             let group = self.pending.len().min(GROUP);
             match record::commit(&mut self.conn, self.pending.iter().take(group)) {
-                Ok(rows) => self.committed(group, &rows),
+                Ok(rows) => self.committed(group, rows),
                 Err(e) => return self.failed(&e, now),
             }
         }
@@ -211,7 +263,12 @@ impl Worker {
         }
     }
 
-    fn committed(&mut self, group: usize, rows: &[AuditRow]) {
+    fn committed(&mut self, group: usize, rows: Vec<AuditRow>) {
+        let _ = failpoint::hit("store.committed");
+        self.unsynced.extend(rows);
+        if !record::are_provisional(self.pending.iter().take(group)) {
+            self.tell_synced();
+        }
         self.told = self.told.saturating_sub(group);
         self.unwritten.fetch_sub(group, Ordering::Relaxed);
         for batch in self.pending.drain(..group) {
@@ -220,7 +277,6 @@ impl Worker {
                 (self.notices)(Notice::Recorded(ticket));
             }
         }
-        self.to_journal(rows);
     }
 
     fn failed(&mut self, error: &rusqlite::Error, now: Instant) {
@@ -232,10 +288,11 @@ impl Worker {
         }
         let first = self.trouble.is_none();
         self.trouble = Some(Trouble { why: why.clone(), retry_at: now + RETRY });
-        self.tell_failed();
+        // First: what fails for it is refused with the reason.
         if first {
             (self.notices)(Notice::Troubled(why));
         }
+        self.tell_failed();
     }
 
     /// Tells those that wait for a ticket and do not know yet.
@@ -247,11 +304,30 @@ impl Worker {
         self.told = self.pending.len();
     }
 
+    /// Writes some of the samples. They are given up where writing fails: the next commit finds out whether it goes on to.
+    fn keep_samples(&mut self) {
+        if self.samples.is_empty() {
+            return;
+        }
+        let step = self.samples.len().min(samples::STEP);
+        let kept = match &self.trouble {
+            Some(_) => Ok(self.samples.len()),
+            None => samples::keep(&mut self.conn, self.samples.iter().take(step)).map(|()| step),
+        };
+        let gone = kept.unwrap_or_else(|e| {
+            tracing::warn!("samples of what runs used are lost: {e}{}", hint(&e));
+            self.samples.len()
+        });
+        self.samples.drain(..gone);
+        self.unkept.fetch_sub(gone, Ordering::Relaxed);
+    }
+
     fn prune(&mut self, now: Instant) {
         match retention::step(&mut self.conn, &self.retention, record::now(), &mut self.shrinking) {
             Ok(Pruned::Some(row)) => {
                 self.prune_at = now;
-                self.to_journal(row.as_slice());
+                self.unsynced.extend(row);
+                self.tell_synced();
             }
             Ok(Pruned::Nothing) => {
                 self.prune_at = now + PRUNE;
@@ -270,7 +346,12 @@ impl Worker {
         }
     }
 
-    fn to_journal(&self, rows: &[AuditRow]) {
+    /// Tells of all that was committed, which is synced.
+    fn tell_synced(&mut self) {
+        let rows = std::mem::take(&mut self.unsynced);
+        if let Some(last) = rows.last() {
+            self.synced.store(last.seq, Ordering::Release);
+        }
         if let Some(journal) = &self.journal {
             rows.iter().for_each(journal);
         }
@@ -280,6 +361,9 @@ impl Worker {
         let until = Instant::now() + STOP_PATIENCE;
         loop {
             self.flush(Instant::now());
+            while !self.samples.is_empty() {
+                self.keep_samples();
+            }
             if self.pending.is_empty() || Instant::now() + RETRY > until {
                 return;
             }

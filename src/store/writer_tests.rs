@@ -8,7 +8,7 @@ use crate::store::testing::{FOR_EVER, batch, event, intent, open, run_id, write_
 use crate::store::{Reader, Store, Verification, Write};
 
 fn ticketed(n: u32) -> Batch {
-    Batch { writes: vec![event(n), Write::KillIntent(intent(n))], ticket: Some(u64::from(n)) }
+    Batch { writes: vec![event(n), Write::KillIntent(intent(n))], ticket: Some(u64::from(n)), is_provisional: false }
 }
 
 fn start(dir: &Path) -> (Writer, Reader, Receiver<Notice>) {
@@ -35,7 +35,8 @@ fn worker(dir: &Path) -> (Worker, Arc<Mutex<Vec<Notice>>>) {
     let told = Arc::new(Mutex::new(Vec::new()));
     let sink = told.clone();
     let notices = Box::new(move |notice| sink.lock().unwrap().push(notice));
-    (Worker::new(open(dir).into_connection(), dir.join("guardian.db-suspect"), FOR_EVER, notices, None), told)
+    let suspect = dir.join("guardian.db-suspect");
+    (Worker::new(open(dir).into_connection(), suspect, FOR_EVER, Arc::default(), notices, None), told)
 }
 
 #[test]
@@ -79,6 +80,31 @@ fn committed_rows_go_to_the_journal_in_order_as_they_are_in_the_log() {
 }
 
 #[test]
+fn what_is_provisional_is_told_once_what_came_after_it_is_on_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut worker, told) = worker(dir.path());
+    let (sender, journal) = mpsc::channel();
+    worker.journal = Some(Box::new(move |row: &AuditRow| sender.send(row.seq).unwrap()));
+    let reader = Reader::open(&dir.path().join("guardian.db"), worker.synced.clone()).unwrap();
+    let mut turn = |batch: Batch| {
+        worker.unwritten.fetch_add(1, Ordering::Relaxed);
+        worker.pending.push_back(batch);
+        worker.turn(Instant::now());
+        let synchronous: i64 = worker.conn.query_row("PRAGMA synchronous", [], |r| r.get(0)).unwrap();
+        assert_eq!(synchronous, 2, "FULL for whatever comes next");
+        let seen: i64 = schema_reader(dir.path()).query_row("SELECT max(seq) FROM events", [], |r| r.get(0)).unwrap();
+        let readable = reader.events(0, 10, None).unwrap().last().map(|row| row.seq);
+        let ours = reader.events(0, 10, Some(run_id(2))).unwrap().len();
+        assert_eq!(readable, Some(reader.last_seq().unwrap()));
+        (seen, readable.unwrap(), ours, journal.try_iter().collect::<Vec<_>>())
+    };
+    assert_eq!(turn(batch([event(1)])), (1, 1, 0, vec![1]));
+    assert_eq!(turn(Batch { is_provisional: true, ..ticketed(2) }), (2, 1, 0, vec![]));
+    assert_eq!(*told.lock().unwrap(), [Notice::Recorded(2)], "on record, for the next instance if this one dies");
+    assert_eq!(turn(batch([event(3)])), (3, 3, 1, vec![2, 3]));
+}
+
+#[test]
 fn what_waits_is_committed_together() {
     let dir = tempfile::tempdir().unwrap();
     let (mut worker, told) = worker(dir.path());
@@ -115,8 +141,8 @@ fn a_full_disk_loses_nothing_and_is_told_once() {
     worker.turn(begun);
     let notices = std::mem::take(&mut *told.lock().unwrap());
     assert_eq!(notices.len(), 101, "{notices:?}");
-    assert!(matches!(&notices[0], Notice::Failed(1, why) if why.contains("full") && why.contains("free space")));
-    assert!(matches!(&notices[100], Notice::Troubled(_)));
+    assert!(matches!(&notices[0], Notice::Troubled(_)));
+    assert!(matches!(&notices[1], Notice::Failed(1, why) if why.contains("full") && why.contains("free space")));
 
     // Tried again when it is time, and told no more; a later batch is told at once.
     worker.turn(begun + RETRY);
@@ -184,7 +210,8 @@ fn a_filesystem_without_space_is_trouble_until_there_is_some() {
     while !matches!(seen.last(), Some(Notice::Troubled(_))) {
         seen.push(next(&notices));
     }
-    assert!(matches!(&seen[seen.len() - 2], Notice::Failed(_, why) if why.contains("free space")), "{seen:?}");
+    seen.push(next(&notices));
+    assert!(matches!(seen.last(), Some(Notice::Failed(_, why)) if why.contains("free space")), "{seen:?}");
     disk.free();
     while seen.last() != Some(&Notice::Recovered) {
         seen.push(next(&notices));
@@ -210,8 +237,8 @@ fn a_held_database_is_trouble_until_it_is_let_go() {
     let other = schema_reader(dir.path());
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     writer.submit(ticketed(1)).unwrap();
-    assert!(matches!(next(&notices), Notice::Failed(1, _)));
     assert!(matches!(next(&notices), Notice::Troubled(why) if why.contains("another program holds the database")));
+    assert!(matches!(next(&notices), Notice::Failed(1, _)));
     other.execute_batch("ROLLBACK").unwrap();
     assert_eq!(next(&notices), Notice::Recorded(1));
     assert_eq!(next(&notices), Notice::Recovered);
@@ -251,6 +278,7 @@ fn a_stop_while_writing_fails_ends_in_time_and_says_what_is_lost() {
     let other = schema_reader(dir.path());
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     writer.submit(ticketed(1)).unwrap();
+    assert!(matches!(next(&notices), Notice::Troubled(_)));
     assert!(matches!(next(&notices), Notice::Failed(1, _)));
     let begun = Instant::now();
     assert!(matches!(writer.stop(), Err(StoreError::Unwritten(1))));
@@ -271,4 +299,72 @@ fn retention_runs_at_the_start_and_tells_the_journal() {
     assert_eq!((row.seq, row.event.kind.as_str()), (4, "audit_pruned"));
     writer.stop().unwrap();
     assert!(!reader.exists(run_id(1)).unwrap());
+}
+
+/// A minute of the last hours, with one reading.
+fn minute(n: u32) -> UsageMinute {
+    let mut open = crate::model::OpenMinute::default();
+    let at = record::now().0 - u64::from(1000 - n) * 60_000_000;
+    open.add(crate::model::Wall(at), &crate::model::Usage::default(), None);
+    open.close(run_id(1)).unwrap()
+}
+
+fn samples(reader: &Reader) -> usize {
+    reader.samples(run_id(1), crate::model::Wall(0)).unwrap().len()
+}
+
+#[test]
+fn samples_are_written_in_steps_and_batches_that_come_meanwhile_go_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut worker, told) = worker(dir.path());
+    let reader = Reader::open(&dir.path().join("guardian.db"), worker.synced.clone()).unwrap();
+    worker.prune_at = Instant::now() + PRUNE;
+    worker.take(Order::Keep((0..500).map(minute).collect()));
+    worker.turn(Instant::now());
+    assert_eq!(samples(&reader), 200);
+    worker.take(Order::Write(ticketed(1)));
+    worker.turn(Instant::now());
+    assert_eq!((samples(&reader), rows(&reader)), (400, 1));
+    assert_eq!(*told.lock().unwrap(), [Notice::Recorded(1)]);
+    worker.turn(Instant::now());
+    assert_eq!((samples(&reader), worker.samples.len()), (500, 0));
+}
+
+#[test]
+fn what_was_sampled_is_there_after_a_stop() {
+    let dir = tempfile::tempdir().unwrap();
+    let (writer, reader, _notices) = start(dir.path());
+    writer.keep_samples((0..500).map(minute).collect());
+    writer.stop().unwrap();
+    assert_eq!(samples(&reader), 500);
+}
+
+#[test]
+fn in_trouble_samples_are_dropped_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut worker, _) = worker(dir.path());
+    worker.trouble = Some(Trouble { why: "no room".into(), retry_at: Instant::now() + RETRY });
+    worker.unkept.store(3, Ordering::Relaxed);
+    worker.take(Order::Keep((0..3).map(minute).collect()));
+    worker.take(Order::Write(ticketed(1)));
+    worker.turn(Instant::now());
+    assert_eq!((worker.samples.len(), worker.unkept.load(Ordering::Relaxed), worker.pending.len()), (0, 0, 1));
+}
+
+#[test]
+fn samples_that_the_disk_does_not_keep_up_with_are_not_collected_without_end() {
+    let (sender, inbox) = mpsc::sync_channel(CHANNEL);
+    let (_done, end) = mpsc::sync_channel(1);
+    let writer = Writer { sender: Some(sender), unwritten: Arc::default(), unkept: Arc::default(), end };
+    for _ in 0..100 {
+        writer.keep_samples((0..1000).map(minute).collect());
+    }
+    let waiting = writer.unkept.load(Ordering::Relaxed);
+    assert!((MOST_SAMPLES..MOST_SAMPLES + 1000).contains(&waiting), "{waiting}");
+    writer.submit(ticketed(1)).unwrap();
+    let batches = |inbox: &Receiver<Order>| inbox.try_iter().filter(|order| matches!(order, Order::Write(_))).count();
+    assert_eq!(batches(&inbox), 1);
+    // Nobody is there who would say that it is through.
+    drop(inbox);
+    std::mem::forget(writer);
 }

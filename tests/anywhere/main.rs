@@ -11,3 +11,4 @@ mod isolated;
 mod places;
 mod runs;
 mod scattered;
+mod stuck;

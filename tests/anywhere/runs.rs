@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use guardian::model::{EventKind, Phase};
 
-use crate::common::{Place, World, eventually, is_alive, lines, proc_stat, python};
+use crate::common::{Place, World, eventually, is_alive, lines, proc_stat, python, start};
 use crate::{needs_place, needs_program};
 
 #[test]
@@ -145,6 +145,37 @@ fn what_a_run_uses_is_counted_with_what_has_ended() {
 }
 
 #[test]
+fn what_a_run_uses_over_time_is_shown_while_it_lives_and_kept_when_it_has_ended() {
+    needs_place!(Place::User);
+    let world = World::new_in(Place::User);
+    let config = world.path("config.toml");
+    std::fs::write(&config, "[instance]\nsample_interval = \"1s\"\n").unwrap();
+    let script = "while [ ! -e go ]; do :; done; exec sleep 1000";
+    let mut command = world.run_command(&["--detach"], &["sh", "-c", script]);
+    let run = start(command.env("GUARDIAN_CONFIG", &config)).wait().exits(0).stdout.trim().to_owned();
+    let samples = || -> Vec<serde_json::Value> {
+        let shown = world.guardian(["show", "--samples", "--json", &run]).exits(0).stdout.clone();
+        let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+        shown[0]["samples"].as_array().unwrap().clone()
+    };
+    let number =
+        |sample: &serde_json::Value, key: &str| sample[key].as_u64().unwrap_or_else(|| panic!("{key}: {sample}"));
+    let live = eventually("it is read more than once", || Some(samples()).filter(|all| all.len() >= 2));
+    let grew = number(&live[1], "cpu_usec") - number(&live[0], "cpu_usec");
+    let over = number(&live[1], "at_usec") - number(&live[0], "at_usec");
+    assert!(grew > over / 20 && over >= 4_500_000, "it computes: {grew} of {over} µs");
+    assert!(number(&live[0], "memory_bytes") > 0 && number(&live[0], "tasks") == 1, "{live:?}");
+    std::fs::write(world.path("go"), "").unwrap();
+    world.guardian(["kill", &run]).exits(0);
+    let kept = eventually("the store has it", || Some(samples()).filter(|all| all.len() >= live.len()));
+    assert_eq!(kept[..2], live[..2], "the same readings");
+    assert!(world.show(&run).usage.memory_peak_bytes >= live[0]["memory_bytes"].as_u64());
+    let table = world.guardian(["show", "--samples", &run]).exits(0).stdout.clone();
+    assert!(table.contains("AT MOST") && table.contains(" % "), "{table}");
+    world.assert_nothing_left();
+}
+
+#[test]
 fn a_limit_that_cannot_be_enforced_is_told_of() {
     needs_place!(Place::User);
     let world = World::new_in(Place::User);
@@ -221,8 +252,11 @@ fn the_shim_is_left_alone_by_what_ends_the_clients_process_group() {
     needs_place!(Place::User);
     let world = World::new_in(Place::User);
     // The command is of its client's group, as it must be for a terminal; its shim has left it.
-    let done = world.run(&[], &["sh", "-c", "echo $PPID > shim; trap '' INT; kill -INT 0; exit 5"]);
+    let script = "echo $PPID > shim; tr '\\0' ' ' < /proc/$PPID/cmdline > shown; trap '' INT; kill -INT 0; exit 5";
+    let done = world.run(&[], &["sh", "-c", script]);
     let shim: u32 = lines(world.path("shim"))[0].parse().unwrap();
+    // Nor by what ends every command of the client's kind by its arguments.
+    assert_eq!(lines(world.path("shown"))[0].trim_end(), format!("guardian shim {}", world.only_run().run_id));
     assert_eq!(world.only_run().shim.map(|shim| shim.pid), Some(shim));
     assert!(matches!(done.code, Some(5 | 137)), "{done:?}");
     eventually("the shim is gone", || (!is_alive(shim)).then_some(()));

@@ -5,12 +5,14 @@
 //! instance and removes everything, and fails the test if a workload is still there.
 #![allow(dead_code, unused_imports)]
 
+mod cells;
 mod host;
 mod left;
 mod place;
 mod view;
 mod world;
 
+pub use cells::*;
 pub use host::*;
 pub use place::*;
 pub use view::*;

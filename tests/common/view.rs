@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use guardian::model::{Containment, EventKind, KillMode, Phase, ProcessId, StepKind};
+use guardian::model::{Containment, EventKind, Fate, Health, KillMode, Phase, ProcessId, Refused, StepKind};
 use serde::Deserialize;
 
 /// A run.
@@ -10,11 +10,15 @@ use serde::Deserialize;
 pub struct Run {
     pub run_id: String,
     pub phase: Phase,
+    pub health: Health,
+    pub health_reasons: Vec<Reason>,
     pub containment: Containment,
     pub cgroup: Option<Cgroup>,
     pub shim: Option<ProcessId>,
     pub main_process: Option<ProcessId>,
     pub frozen: bool,
+    pub heartbeats: Heartbeats,
+    pub escapees: Vec<Escapee>,
     pub notices: Vec<String>,
     pub usage: Usage,
     pub outcome: Option<Outcome>,
@@ -35,6 +39,25 @@ impl Run {
     }
 }
 
+/// Why a run is not healthy.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Reason {
+    pub rule: String,
+    pub level: Health,
+    pub text: String,
+}
+
+/// What a run has said of itself.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Heartbeats {
+    pub total: u64,
+    pub last_at_usec: Option<u64>,
+    pub status: String,
+    pub stopping: bool,
+    pub errno: Option<i32>,
+    pub refused: Refused,
+}
+
 /// A run's cgroup.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct Cgroup {
@@ -46,6 +69,7 @@ pub struct Cgroup {
 pub struct Usage {
     pub cpu_usec: Option<u64>,
     pub memory_bytes: Option<u64>,
+    pub memory_peak_bytes: Option<u64>,
     pub tasks: Option<u64>,
     pub activity_bytes: Option<u64>,
 }
@@ -71,6 +95,16 @@ pub struct Receipt {
     pub survivors: u32,
     pub processes: Vec<serde_json::Value>,
     pub processes_total: u32,
+    pub escapees: Vec<Escapee>,
+}
+
+/// A process that carries a run's mark outside of it.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Escapee {
+    pub pid: u32,
+    pub name: String,
+    pub cgroup: String,
+    pub fate: Fate,
 }
 
 impl Receipt {

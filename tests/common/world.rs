@@ -170,6 +170,11 @@ impl World {
         Self { dir, mark, place, uid, guardian }
     }
 
+    /// The executable, where this world can execute it.
+    pub fn executable(&self) -> &Path {
+        &self.guardian
+    }
+
     /// The place.
     pub fn place(&self) -> Place {
         self.place
@@ -295,6 +300,13 @@ impl World {
     #[track_caller]
     pub fn audited(&self, kind: EventKind) -> usize {
         self.audit().iter().filter(|row| row.kind == kind).count()
+    }
+
+    /// Waits until something is in the audit log so often: a change of a run's health is shown before it is on disk.
+    #[track_caller]
+    pub fn assert_audited(&self, kind: EventKind, times: usize) {
+        eventually(kind.as_str(), || (self.audited(kind) >= times).then_some(()));
+        assert_eq!(self.audited(kind), times, "{kind:?}");
     }
 
     /// The audit chain holds, and its numbers have no gap.

@@ -13,8 +13,9 @@ use guardian::engine::{Engine, Event, Settings, State};
 use guardian::kernel::sim::{ActKind, SimKernel, SimProcess, World};
 use guardian::kernel::{Exec, Kernel};
 use guardian::model::{
-    Actor, Answer, AuditEvent, Containment, Error, EventKind, ExitStatus, HealthReason, KillAnswer, KillMode, Limits,
-    Mono, Phase, ProcessId, Readiness, Resources, Rule, RunId, RunSpec, RunView,
+    Action, Actor, Answer, AuditEvent, Containment, Error, EventKind, ExitStatus, HealthReason, KillAnswer, KillMode,
+    KillReason, Limits, Mono, Notification, Phase, ProcessId, Readiness, Resources, Rule, RunId, RunSpec, RunView,
+    Sample, UsageMinute, Watch,
 };
 use guardian::store::{Batch, Write};
 
@@ -28,24 +29,92 @@ pub enum Store {
 
 #[derive(Debug, Clone)]
 pub enum Op {
-    Launch { detached: bool, init_ms: u64, max_ms: u64, grace_ms: u64 },
-    Kill { run: usize, force: bool },
-    Fork { run: usize, ignores_term: bool, stuck: bool },
-    MainExits { run: usize, code: i32 },
-    OthersExit { run: usize },
-    Report { run: usize },
-    ClientDies { run: usize },
-    Output { run: usize },
-    Extend { run: usize, init: bool, ms: u64 },
-    Freeze { run: usize, frozen: bool },
-    Pass { ms: u64 },
+    Launch {
+        detached: bool,
+        init_ms: u64,
+        max_ms: u64,
+        grace_ms: u64,
+        watch: Watch,
+    },
+    Kill {
+        run: usize,
+        force: bool,
+    },
+    Fork {
+        run: usize,
+        ignores_term: bool,
+        stuck: bool,
+    },
+    MainExits {
+        run: usize,
+        code: i32,
+    },
+    OthersExit {
+        run: usize,
+    },
+    Report {
+        run: usize,
+    },
+    ClientDies {
+        run: usize,
+    },
+    Output {
+        run: usize,
+    },
+    Extend {
+        run: usize,
+        rule: Rule,
+        ms: u64,
+    },
+    Freeze {
+        run: usize,
+        frozen: bool,
+    },
+    Pass {
+        ms: u64,
+    },
     Store(Store),
-    BusyRemovals { times: u32 },
-    Replace { run: usize },
-    Unstick { run: usize },
-    Scatter { run: usize },
-    Stop { run: usize },
-    Crash { rebooted: bool },
+    BusyRemovals {
+        times: u32,
+    },
+    Replace {
+        run: usize,
+    },
+    Unstick {
+        run: usize,
+    },
+    Scatter {
+        run: usize,
+    },
+    Escape {
+        run: usize,
+    },
+    SeekerStuck {
+        stuck: bool,
+    },
+    Stop {
+        run: usize,
+    },
+    /// It computes for so long, and moves so many bytes.
+    Does {
+        run: usize,
+        cpu_ms: u64,
+        bytes: u64,
+    },
+    /// What a look at it cannot tell any more, or whether it waits for input.
+    Shows {
+        run: usize,
+        activity: bool,
+        input: bool,
+    },
+    Sample,
+    Crash {
+        rebooted: bool,
+    },
+    Say {
+        run: usize,
+        said: Notification,
+    },
 }
 
 /// What is on record, with the time of each commit.
@@ -60,6 +129,7 @@ pub struct Disk {
     submitted_intents: BTreeMap<RunId, Mono>,
     receipts: BTreeMap<RunId, u32>,
     journal: Vec<AuditEvent>,
+    minutes: Vec<UsageMinute>,
     now: Mono,
 }
 
@@ -124,6 +194,10 @@ impl Recorder for FakeStore {
     fn journal(&mut self, event: AuditEvent) {
         self.0.borrow_mut().journal.push(event);
     }
+
+    fn keep_samples(&mut self, minutes: Vec<UsageMinute>) {
+        self.0.borrow_mut().minutes.extend(minutes);
+    }
 }
 
 struct Known_ {
@@ -132,6 +206,15 @@ struct Known_ {
     client: Option<u32>,
     grace: Duration,
     inode: Option<u64>,
+    /// The time after which it is idle.
+    idle: Option<Duration>,
+    /// It only records what its rules would do.
+    dry_run: bool,
+    /// Its escapees are to be ended.
+    ends_escapees: bool,
+    /// When it last did something that an idle run does not.
+    moved: Mono,
+    beat: Option<Mono>,
 }
 
 type Answers = Arc<Mutex<Vec<Result<Answer, Error>>>>;
@@ -147,13 +230,37 @@ pub struct Bench {
     checked_acts: usize,
     stuck_intents: BTreeSet<RunId>,
     asked: Vec<Answers>,
-    last_id: u8,
+    last_id: u16,
     /// What contains the runs that are launched.
     pub containment: Containment,
+    /// What they are watched for.
+    pub watch: Watch,
+    /// What becomes of them when their heartbeats stop, which are waited for so long.
+    pub heartbeat_action: Action,
+    pub heartbeat_timeout: Duration,
+    /// The shortest that any of them asks for.
+    pub shortest_window: Duration,
+    /// What makes them ready.
+    pub readiness: Readiness,
 }
 
+/// A run that does nothing.
+const STILL: Sample = Sample {
+    cpu_usec: Some(0),
+    cpu_wait_usec: Some(0),
+    memory_bytes: None,
+    memory_pressure: None,
+    io_bytes: Some(0),
+    activity_bytes: Some(0),
+    processes: None,
+    waits_for_input: Some(false),
+    frozen: Some(false),
+    suspended_usec: Some(0),
+    host_cpu_pressure: Some(0),
+};
+
 fn driver(world: &Rc<RefCell<World>>, store: &FakeStore, published: &Arc<Published>) -> Driver<SimKernel, FakeStore> {
-    let engine = Engine::new(Settings { max_runs: 100 });
+    let engine = Engine::new(Settings { max_runs: 1000 });
     Driver::new(SimKernel(world.clone()), store.clone(), engine, published.clone())
 }
 
@@ -177,14 +284,21 @@ impl Bench {
             asked: Vec::new(),
             last_id: 0,
             containment: Containment::Cgroupfs,
+            watch: Watch::default(),
+            heartbeat_action: Action::Warn,
+            heartbeat_timeout: Duration::from_secs(10),
+            shortest_window: Duration::from_secs(10),
+            readiness: Readiness::Output,
         }
     }
 
     pub fn apply(&mut self, op: Op) {
         let pick = |runs: &[Known_], run: usize| (!runs.is_empty()).then(|| run % runs.len());
         match op {
-            Op::Launch { detached, init_ms, max_ms, grace_ms } => {
+            Op::Launch { detached, init_ms, max_ms, grace_ms, watch } => {
+                self.watch = watch;
                 self.start(detached, init_ms, max_ms, grace_ms);
+                self.watch = Watch::default();
             }
             Op::Pass { ms } => self.pass_ms(ms),
             Op::Store(state) => {
@@ -198,6 +312,11 @@ impl Bench {
             }
             Op::BusyRemovals { times } => self.world.borrow_mut().busy = times,
             Op::Crash { rebooted } => self.crash(rebooted),
+            Op::Say { run, said } => {
+                if let Some(i) = pick(&self.runs, run) {
+                    self.say(i, said);
+                }
+            }
             Op::Kill { run, force } => {
                 if let Some(i) = pick(&self.runs, run) {
                     let mode = if force { KillMode::Force } else { KillMode::Graceful };
@@ -240,9 +359,8 @@ impl Bench {
                     self.world.borrow_mut().output.insert(id);
                 }
             }
-            Op::Extend { run, init, ms } => {
+            Op::Extend { run, rule, ms } => {
                 if let Some(i) = pick(&self.runs, run) {
-                    let rule = if init { Rule::InitTimeout } else { Rule::MaxRuntime };
                     let (reply, _) = self.reply();
                     let by = Duration::from_millis(ms);
                     self.driver.handle(Event::Extend { run: self.runs[i].id, rule, by, actor: me(), reply });
@@ -265,11 +383,42 @@ impl Bench {
                     self.world.borrow_mut().stop(self.runs[i].id);
                 }
             }
+            Op::Sample => self.driver.sample(u64::MAX),
+            Op::Does { run, cpu_ms, bytes } => {
+                if let Some(i) = pick(&self.runs, run) {
+                    let mut world = self.world.borrow_mut();
+                    let now = world.now.mono;
+                    let sample = world.samples.entry(self.runs[i].id).or_default();
+                    sample.cpu_usec = sample.cpu_usec.map(|cpu| cpu + 1000 * cpu_ms);
+                    sample.activity_bytes = sample.activity_bytes.map(|sum| sum + bytes);
+                    drop(world);
+                    if bytes > 0 {
+                        self.moved(i, now);
+                    }
+                }
+            }
+            Op::Shows { run, activity, input } => {
+                if let Some(i) = pick(&self.runs, run) {
+                    let mut world = self.world.borrow_mut();
+                    let now = world.now.mono;
+                    let sample = world.samples.entry(self.runs[i].id).or_default();
+                    sample.activity_bytes = activity.then_some(sample.activity_bytes.unwrap_or(0) + 1);
+                    sample.waits_for_input = Some(input);
+                    drop(world);
+                    self.moved(i, now);
+                }
+            }
             Op::Scatter { run } => {
                 if let Some(i) = pick(&self.runs, run) {
                     self.world.borrow_mut().scatter(self.runs[i].id);
                 }
             }
+            Op::Escape { run } => {
+                if let Some(i) = pick(&self.runs, run) {
+                    self.escape(i);
+                }
+            }
+            Op::SeekerStuck { stuck } => self.world.borrow_mut().seeker_stuck = stuck,
             Op::Unstick { run } => {
                 if let Some(i) = pick(&self.runs, run) {
                     self.unstick(i);
@@ -277,6 +426,24 @@ impl Bench {
             }
         }
         self.turn();
+    }
+
+    /// What a run does while it is ended is of no account.
+    fn moved(&mut self, i: usize, now: Mono) {
+        if self.driver.engine().run(self.runs[i].id).is_some_and(|run| matches!(run.state, State::Live { .. })) {
+            self.runs[i].moved = now;
+        }
+    }
+
+    fn say(&mut self, i: usize, said: Notification) {
+        let living = self.runs[i].inode.is_some_and(|inode| self.world.borrow().living(inode).next().is_some());
+        if living {
+            let now = self.world.borrow().now.mono;
+            let run = self.driver.engine().run(self.runs[i].id);
+            let is_live = run.is_some_and(|r| matches!(r.state, State::Live { .. }));
+            self.runs[i].beat = if said.heartbeat && is_live { Some(now) } else { self.runs[i].beat };
+            self.world.borrow_mut().say(self.runs[i].id, said);
+        }
     }
 
     fn client_knows(&self, i: usize) -> Option<ExitStatus> {
@@ -301,6 +468,34 @@ impl Bench {
         }
     }
 
+    /// A person looks at the run.
+    pub fn show(&mut self, run: RunId) {
+        self.driver.shown(run);
+        self.turn();
+    }
+
+    /// The newest process of the run leaves it.
+    pub fn escape(&mut self, i: usize) -> Option<u32> {
+        let inode = self.runs[i].inode?;
+        let pid = self.world.borrow().living(inode).last()?;
+        self.world.borrow_mut().escape(self.runs[i].id, pid);
+        Some(pid)
+    }
+
+    pub fn is_alive(&self, pid: u32) -> bool {
+        self.world.borrow().processes[&pid].ended.is_none()
+    }
+
+    pub fn end(&mut self, pid: u32) {
+        self.world.borrow_mut().end(pid, ExitStatus::Exited(0));
+        self.turn();
+    }
+
+    /// The run as it is on record.
+    pub fn on_record(&self, run: RunId) -> Option<RunView> {
+        self.disk(|d| d.runs.get(&run).map(|(view, _)| view.clone()))
+    }
+
     pub fn launch(&mut self, detached: bool, init_ms: u64, max_ms: u64, grace_ms: u64) -> RunId {
         let (id, answer) = self.start(detached, init_ms, max_ms, grace_ms);
         assert_eq!(answer, Some(Ok(Answer::Run(id))));
@@ -319,11 +514,12 @@ impl Bench {
         grace_ms: u64,
     ) -> (RunId, Option<Result<Answer, Error>>) {
         self.last_id += 1;
-        let id = RunId::from_bytes([0, 0, 0, 0, 0, self.last_id]);
+        let [high, low] = self.last_id.to_be_bytes();
+        let id = RunId::from_bytes([0, 0, 0, 0, high, low]);
         let some = |ms: u64| (ms > 0).then(|| Duration::from_millis(ms));
         let outside =
             SimProcess { cgroup: None, ended: None, ignores_term: false, stuck: false, gated: true, ours: false };
-        let exec = Exec { argv: vec![], env: vec![], cwd: vec![], log: "/sim/log".into() };
+        let exec = Exec { argv: vec![], env: vec![], cwd: vec![], notify: None, log: "/sim/log".into() };
         let (main, client) = if detached {
             (None, None)
         } else {
@@ -346,8 +542,13 @@ impl Bench {
             limits: Limits {
                 init_timeout: some(init_ms),
                 max_runtime: some(max_ms),
+                watch: Watch {
+                    heartbeat_timeout: Some(self.heartbeat_timeout),
+                    heartbeat_action: self.heartbeat_action,
+                    ..self.watch
+                },
                 grace,
-                readiness: Readiness::Output,
+                readiness: self.readiness,
                 resources: Resources::default(),
                 isolate_pids: false,
                 sandbox: guardian::model::Sandbox::default(),
@@ -356,7 +557,22 @@ impl Bench {
             log: None,
         };
         self.driver.hold(id, if detached { Held::detached(exec) } else { Held::new(main, client) });
-        self.runs.push(Known_ { id, main, client, grace, inode: None });
+        let moved = self.world.borrow().now.mono;
+        self.world.borrow_mut().samples.insert(id, STILL);
+        let dry_run = self.watch.dry_run;
+        let ends_escapees = self.watch.escapees == Action::Kill && !dry_run;
+        self.runs.push(Known_ {
+            id,
+            main,
+            client,
+            grace,
+            inode: None,
+            idle: self.watch.idle_timeout,
+            dry_run,
+            ends_escapees,
+            moved,
+            beat: None,
+        });
         let (reply, answers) = self.reply();
         self.driver.handle(Event::Launch { spec: Box::new(spec), reply, actor: me() });
         self.turn();
@@ -423,7 +639,8 @@ impl Bench {
             self.driver.catch_up();
             self.driver.handle(Event::Tick);
             self.check();
-            let rest = rest && self.disk(|d| d.notices.is_empty());
+            let rest = rest && self.disk(|d| d.notices.is_empty()) && self.driver.behind() != Some(Duration::ZERO);
+            let rest = rest && self.world.borrow().is_quiet();
             if rest && self.driver.engine().next_deadline().is_none_or(|at| at > now) {
                 return;
             }
@@ -492,14 +709,47 @@ impl Bench {
                 }
             }
         }
+        self.check_heartbeats();
         self.check_acts();
         for bystander in &self.bystanders {
             assert!(self.world.borrow().processes[bystander].ended.is_none(), "a foreign process was ended");
         }
         self.disk(|d| {
             assert!(d.intents.values().all(|(_, answers)| answers.len() == 1), "a second kill changes nothing");
+            let by_rule = |answers: &[KillAnswer]| answers.iter().any(|a| matches!(a.reason, KillReason::Limit { .. }));
+            let judged = d.intents.iter().filter(|(_, (_, answers))| by_rule(answers));
+            for (id, (at, answers)) in judged {
+                let known = self.runs.iter().find(|k| k.id == *id).expect("a run that was launched");
+                assert!(!known.dry_run, "a rule has ended a dry run: {answers:?}");
+                if let KillReason::Limit { rule: Rule::IdleTimeout, allowed } = answers[0].reason {
+                    assert!(
+                        at.since(known.moved) >= allowed,
+                        "it moved {:?} before it was called idle",
+                        at.since(known.moved)
+                    );
+                }
+            }
             assert!(d.receipts.values().all(|n| *n == 1), "one receipt");
         });
+    }
+
+    /// Who is ended for a heartbeat that did not come has sent one, and then none for as long as it was given; and nobody is
+    /// where that is not what the rule does.
+    fn check_heartbeats(&self) {
+        let d = self.store.0.borrow();
+        for (id, (at, answers)) in &d.intents {
+            for answer in answers {
+                if let KillReason::Limit { rule: Rule::HeartbeatTimeout, .. } = answer.reason {
+                    let known = self.runs.iter().find(|k| k.id == *id).expect("a run that was launched");
+                    let beat = known.beat.expect("it has sent one");
+                    assert!(at.since(beat) >= self.shortest_window, "killed {:?} after a heartbeat", at.since(beat));
+                    let idle = known.idle.is_some_and(|idle| at.since(known.moved) >= idle / 3 * 2);
+                    assert!(
+                        self.heartbeat_action == Action::Kill || self.heartbeat_action == Action::KillIfIdle && idle
+                    );
+                }
+            }
+        }
     }
 
     fn check_acts(&mut self) {
@@ -507,6 +757,15 @@ impl Bench {
         for (n, act) in acts.iter().enumerate().skip(self.checked_acts) {
             let known = self.runs.iter().find(|k| k.id == act.run).expect("a run that was launched");
             if act.kind == ActKind::Remove {
+                continue;
+            }
+            if let ActKind::Escapee(pid) = act.kind {
+                assert_eq!(self.world.borrow().escaped.get(&pid), Some(&act.run), "no escapee of this run");
+                assert!(known.ends_escapees, "an escapee was signalled that was to be named only");
+                let told = |e: &AuditEvent| e.run == Some(act.run) && e.kind == EventKind::EscapeeFound;
+                let on_record =
+                    self.disk(|d| d.audit.iter().any(|(at, e)| *at <= act.at && told(e)) || d.journal.iter().any(told));
+                assert!(on_record, "an escapee was signalled without a recorded intent");
                 continue;
             }
             if let Some(inode) = known.inode {
@@ -603,6 +862,31 @@ impl Bench {
 
     pub fn reasons(&self, run: RunId) -> Vec<HealthReason> {
         self.published.run(run).map(|v| v.reasons.clone()).unwrap_or_default()
+    }
+
+    /// The kinds of events on record about a run, in order.
+    pub fn audit_of(&self, run: RunId) -> Vec<&'static str> {
+        let of_run =
+            |d: &mut Disk| d.audit.iter().filter(|(_, e)| e.run == Some(run)).map(|(_, e)| e.kind.as_str()).collect();
+        self.disk(of_run)
+    }
+
+    pub fn audited(&self, run: RunId, kind: EventKind) -> usize {
+        self.audit_of(run).iter().filter(|name| **name == kind.as_str()).count()
+    }
+
+    /// How long it takes to look at a run.
+    pub fn evidence_takes(&mut self, ms: u64) {
+        self.world.borrow_mut().evidence_takes = Duration::from_millis(ms);
+    }
+
+    pub fn now(&self) -> Mono {
+        self.world.borrow().now.mono
+    }
+
+    /// When something was first done to a run.
+    pub fn first_act(&self, run: RunId) -> Option<Mono> {
+        self.world.borrow().acts.iter().find(|a| a.run == run).map(|a| a.at)
     }
 
     pub fn acts(&self, run: RunId) -> usize {

@@ -20,6 +20,7 @@ pub const RESERVED: Reserved = Reserved {
     isolate_pids: true,
     data_max_bytes: Some(1 << 30),
     tasks_max: None,
+    notify: None,
 };
 
 /// The store's readers, from a list.
@@ -27,6 +28,7 @@ pub const RESERVED: Reserved = Reserved {
 pub struct Shelf {
     pub runs: Mutex<Vec<RunView>>,
     pub rows: Mutex<Vec<AuditRow>>,
+    pub samples: Mutex<Vec<(RunId, UsageSample)>>,
 }
 
 impl History for Shelf {
@@ -54,6 +56,11 @@ impl History for Shelf {
     fn verify(&self) -> Result<AuditReport, Error> {
         let rows = self.rows.lock().unwrap().len() as u64;
         Ok(AuditReport { rows, first_seq: 1, last_seq: rows, last_hash: "ab".into(), broken: Some((2, "hash".into())) })
+    }
+
+    fn samples(&self, run: RunId, since: Wall) -> Result<Vec<UsageSample>, Error> {
+        let samples = self.samples.lock().unwrap();
+        Ok(samples.iter().filter(|(id, s)| *id == run && s.at >= since).map(|(_, s)| *s).collect())
     }
 
     fn last_seq(&self) -> Result<u64, Error> {
@@ -134,10 +141,12 @@ pub fn instance_in(dir: &Path, mut script: Script) -> Instance {
         notes: vec!["too little".into(), "and then some".into()],
         ..About::default()
     };
-    let processes = Arc::new(|v: &RunView| {
-        Ok(vec![ProcessSeen { pid: v.spec.main.unwrap().pid, ppid: 1, name: "sh".into(), state: 'S', wchan: None }])
+    let evidence = Arc::new(|v: &RunView, _: Duration| {
+        let pid = v.spec.main.unwrap().pid;
+        let sh = ProcessSeen { pid, ppid: 1, name: "sh".into(), state: 'S', ..ProcessSeen::default() };
+        Ok(Evidence { processes: vec![sh], total: 1, seen_at: Some(Wall(6)), ..Evidence::default() })
     });
-    let services = Services::new(commands, published.clone(), shelf.clone(), processes, about, signals.clone());
+    let services = Services::new(commands, published.clone(), shelf.clone(), evidence, about, signals.clone());
     let (count, connections) = tokio::sync::watch::channel(0);
     let (stop, stopped) = tokio::sync::oneshot::channel();
     std::thread::spawn(move || {
@@ -161,6 +170,7 @@ pub fn live(n: u64, uid: u32) -> RunView {
     let limits = Limits {
         init_timeout: Some(Duration::from_secs(1800)),
         max_runtime: None,
+        watch: guardian::model::Watch::default(),
         grace: Duration::from_secs(10),
         readiness: Readiness::Output,
         resources: Resources { memory_max_bytes: Some(1 << 30), tasks_max: None, cpu_max_percent: None },
@@ -201,19 +211,29 @@ pub fn live(n: u64, uid: u32) -> RunView {
         usage: Usage {
             cpu_usec: Some(12_345),
             memory_bytes: Some(1 << 20),
+            memory_peak_bytes: Some(3 << 20),
             tasks: Some(3),
             io_read_bytes: Some(4096),
             io_write_bytes: Some(8192),
             activity_bytes: Some(1_000_000),
         },
+        heartbeats: Default::default(),
+        escapees: vec![],
         notices: vec![],
     }
+}
+
+fn escapee() -> Escapee {
+    let process = ProcessId { pid: 77, start_ticks: 5 };
+    Escapee { process, name: "sl\neep".into(), cgroup: "/x".into(), fate: Fate::Terminated }
 }
 
 pub fn finished(n: u64, uid: u32) -> RunView {
     let reason = KillReason::Limit { rule: Rule::MaxRuntime, allowed: Duration::from_secs(3) };
     let step = |kind, elapsed_usec| Step { kind, at: Wall(5), elapsed_usec, processes: 2 };
-    let seen = |pid| ProcessSeen { pid, ppid: 1, name: "sl\neep".into(), state: 'S', wchan: Some("hrtimer".into()) };
+    let wchan = || Some("hrtimer".into());
+    let name = || "sl\neep".into();
+    let seen = |pid| ProcessSeen { pid, ppid: 1, name: name(), state: 'S', wchan: wchan(), ..ProcessSeen::default() };
     let reasons = HealthReason { rule: Rule::MaxRuntime, level: Health::Warning, text: "80 %".into(), since: Wall(9) };
     RunView {
         phase: Phase::Finished,
@@ -237,7 +257,19 @@ pub fn finished(n: u64, uid: u32) -> RunView {
             containment: Containment::Cgroupfs,
             processes: vec![seen(7), seen(8)],
             processes_total: 2,
+            growth: None,
+            escapees: vec![escapee()],
+            explanation: "both processes sleep; sl\\neep (pid 7) sleeps".into(),
         }),
+        heartbeats: Heartbeats {
+            total: 7,
+            last_at: Some(Wall(1_700_000_008_000_000)),
+            status: "nearly d\u{f6}ne".into(),
+            stopping: true,
+            errno: Some(2),
+            refused: Refused { foreign: 1, flooded: 2, too_long: 3 },
+        },
+        escapees: vec![escapee()],
         notices: vec!["memory_max cannot be enforced here".into()],
         usage: Usage::default(),
         ..live(n, uid)

@@ -66,6 +66,7 @@ impl Rig {
                 format!("CG={}", self.path(cgroup).display()).into_bytes(),
             ],
             cwd: self.tmp.path().as_os_str().as_bytes().to_vec(),
+            notify: None,
             log: self.tmp.path().join("log"),
         }
     }

@@ -4,10 +4,11 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::{RunDict, WireHealth, WireReason, WireStep, actor_from, processes_from};
+use super::{RunDict, WireEscapee, WireHealth, WireReason, WireRule, WireStep, actor_from, processes_from};
 use crate::model::{
-    CgroupIdentity, ContainerId, Containment, Error, Health, HealthReason, KillReason, Limits, Outcome, Phase,
-    ProcessId, Readiness, Receipt, Resources, Rule, RunId, RunSpec, RunView, Sandbox, Step, StepKind, Usage, Wall,
+    Action, CgroupIdentity, ContainerId, Containment, Error, Escapee, Fate, Health, HealthReason, Heartbeats,
+    KillReason, Limits, Outcome, Phase, ProcessId, Readiness, Receipt, Refused, Resources, Rule, RunId, RunSpec,
+    RunView, Sandbox, Step, StepKind, Usage, Wall, Watch,
 };
 
 /// Finds the value that is spelt like this.
@@ -24,8 +25,7 @@ fn unknown(what: &str, text: &str) -> Error {
 
 /// Reads a rule by any of its names.
 fn rule_from(text: &str) -> Result<Rule, Error> {
-    const RULES: [Rule; 4] = [Rule::InitTimeout, Rule::MaxRuntime, Rule::Leftovers, Rule::Unkillable];
-    named("rule", text, &RULES, Rule::as_str)
+    named("rule", text, &Rule::ALL, Rule::as_str)
 }
 
 /// Reads a containment by name.
@@ -51,6 +51,11 @@ fn step_from((kind, at, elapsed_usec, processes): WireStep) -> Result<Step, Erro
     Ok(Step { kind, at: Wall(at), elapsed_usec, processes })
 }
 
+fn escapee_from((pid, start_ticks, name, cgroup, fate): WireEscapee) -> Result<Escapee, Error> {
+    let fate = named("fate", &fate, &Fate::ALL, Fate::as_str)?;
+    Ok(Escapee { process: ProcessId { pid, start_ticks }, name, cgroup, fate })
+}
+
 /// Reads the wire form of the reason of a kill.
 pub fn reason_from((code, rule, allowed, text): WireReason) -> Result<KillReason, Error> {
     Ok(match code.as_str() {
@@ -65,7 +70,27 @@ pub fn reason_from((code, rule, allowed, text): WireReason) -> Result<KillReason
     })
 }
 
-pub(super) fn parsed<T: FromStr<Err: std::fmt::Display>>(text: &str) -> Result<T, Error> {
+/// What an instance of an earlier version does not say is not applied by it.
+fn watch_from(rules: Vec<WireRule>, dry_run: bool) -> Result<Watch, Error> {
+    let mut watch = Watch { dry_run, ..Watch::default() };
+    for (rule, action, timeout) in rules {
+        let action = Action::parse_of_heartbeats(&action).map_err(|_| unknown("action", &action))?;
+        let timeout = (timeout != u64::MAX).then(|| Duration::from_micros(timeout));
+        match rule_from(&rule)? {
+            Rule::InitTimeout => watch.init_action = action,
+            Rule::MaxRuntime => watch.max_runtime_action = action,
+            Rule::HeartbeatTimeout => (watch.heartbeat_action, watch.heartbeat_timeout) = (action, timeout),
+            Rule::IdleTimeout => (watch.idle_action, watch.idle_timeout) = (action, timeout),
+            Rule::SpinTimeout => (watch.spin_action, watch.spin_timeout) = (action, timeout),
+            Rule::InputTimeout => (watch.input_action, watch.input_timeout) = (action, timeout),
+            Rule::Escapees => watch.escapees = action,
+            Rule::Memory | Rule::Oom | Rule::Pressure | Rule::Leftovers | Rule::Unkillable => {}
+        }
+    }
+    Ok(watch)
+}
+
+pub(in crate::bus) fn parsed<T: FromStr<Err: std::fmt::Display>>(text: &str) -> Result<T, Error> {
     text.parse().map_err(|e: T::Err| Error::internal(format!("the instance's answer cannot be read: {e}")))
 }
 
@@ -84,7 +109,7 @@ impl RunDict {
         }))
     }
 
-    fn receipt(&mut self, run: RunId) -> Result<Option<Receipt>, Error> {
+    fn receipt(&mut self, run: RunId, escapees: &[Escapee]) -> Result<Option<Receipt>, Error> {
         let Some(mode) = self.kill_mode.take().filter(|m| !m.is_empty()) else {
             return Ok(None);
         };
@@ -104,6 +129,9 @@ impl RunDict {
             survivors: self.kill_survivors.unwrap_or_default(),
             processes: processes_from(self.kill_processes.take().unwrap_or_default()),
             processes_total: self.kill_processes_total.unwrap_or_default(),
+            escapees: escapees.to_vec(),
+            growth: None,
+            explanation: self.kill_explanation.take().unwrap_or_default(),
         }))
     }
 }
@@ -113,7 +141,9 @@ impl TryFrom<RunDict> for RunView {
 
     fn try_from(mut d: RunDict) -> Result<Self, Error> {
         let id: RunId = parsed(&d.run_id)?;
-        let (outcome, receipt) = (d.outcome()?, d.receipt(id)?);
+        let escapees = d.escapees.take().unwrap_or_default();
+        let escapees = escapees.into_iter().map(escapee_from).collect::<Result<Vec<_>, Error>>()?;
+        let (outcome, receipt) = (d.outcome()?, d.receipt(id, &escapees)?);
         let process = |p: Option<(u32, u64)>| p.map(|(pid, start_ticks)| ProcessId { pid, start_ticks });
         let duration = |u: Option<u64>| u.filter(|u| *u != u64::MAX).map(Duration::from_micros);
         let wall = |u: Option<u64>| u.filter(|u| *u != 0).map(Wall);
@@ -143,6 +173,7 @@ impl TryFrom<RunDict> for RunView {
                 limits: Limits {
                     init_timeout: duration(d.init_timeout_usec),
                     max_runtime: duration(d.max_runtime_usec),
+                    watch: watch_from(d.rules.unwrap_or_default(), d.dry_run.unwrap_or_default())?,
                     grace: Duration::from_micros(d.grace_usec),
                     readiness: parsed::<Readiness>(&d.readiness)?,
                     resources: Resources {
@@ -173,11 +204,25 @@ impl TryFrom<RunDict> for RunView {
             usage: Usage {
                 cpu_usec: d.cpu_usage_nsec.map(|n| n / 1000),
                 memory_bytes: d.memory_current_bytes,
+                memory_peak_bytes: d.memory_peak_bytes,
                 tasks: d.tasks_current,
                 io_read_bytes: d.io_read_bytes,
                 io_write_bytes: d.io_write_bytes,
                 activity_bytes: d.activity_bytes,
             },
+            heartbeats: Heartbeats {
+                total: d.heartbeats_total.unwrap_or_default(),
+                last_at: wall(d.last_heartbeat_timestamp_usec),
+                status: d.status_text.unwrap_or_default(),
+                stopping: d.says_stopping.unwrap_or_default(),
+                errno: d.status_errno.filter(|e| *e != 0),
+                refused: Refused {
+                    foreign: d.notify_foreign.unwrap_or_default(),
+                    flooded: d.notify_flooded.unwrap_or_default(),
+                    too_long: d.notify_too_long.unwrap_or_default(),
+                },
+            },
+            escapees,
             notices: d.notices.unwrap_or_default(),
         })
     }

@@ -7,13 +7,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::HostProcess;
+use super::oom::{MEMORY_EVENTS, Slices, Tally};
+use crate::failpoint;
 use crate::kernel::cgroup::{CgroupDir, parse_io, parse_key, parse_number, parse_populated};
-use crate::kernel::kill::Target;
+use crate::kernel::examine::{self, parse_full_minute, parse_pressure_total};
+use crate::kernel::kill::{Target, is_spared};
 use crate::kernel::mount::Cgroup2Mount;
 use crate::kernel::poll::{Poller, Registration};
-use crate::kernel::{Evidence, KernelError, evidence, process};
+use crate::kernel::{Evidence, KernelError, clock, look, process};
 use crate::launch::cgroupfs;
-use crate::model::{CgroupIdentity, ContainerId, RunId, Usage};
+use crate::model::{CgroupIdentity, ContainerId, RunId, Sample, Usage};
 
 /// How many counter files are kept open, and how many may be.
 #[derive(Debug)]
@@ -38,15 +41,14 @@ pub struct HostCgroup {
     cpu: Counter,
     memory: Counter,
     watch: RefCell<Option<Registration>>,
-    oom_watch: RefCell<Option<Registration>>,
-    /// How often the OOM killer struck, as last seen.
-    oom: Cell<u64>,
+    /// How often the OOM killer struck, where the kernel tells of it.
+    oom: RefCell<Option<Arc<Tally>>>,
     /// Bytes that its processes had written before they were the run's.
     before: Cell<u64>,
 }
 
-/// Where the kernel tells of the OOM killer; there with the memory controller.
-const MEMORY_EVENTS: &str = "memory.events";
+/// Whether anything is in it, and whether it is frozen.
+const EVENTS: &str = "cgroup.events";
 
 /// A counter file, kept open from the first reading on.
 #[derive(Debug)]
@@ -86,8 +88,7 @@ impl HostCgroup {
             cpu: Counter::new("cpu.stat"),
             memory: Counter::new("memory.current"),
             watch: RefCell::default(),
-            oom_watch: RefCell::default(),
-            oom: Cell::default(),
+            oom: RefCell::default(),
             before: Cell::default(),
         })
     }
@@ -110,35 +111,21 @@ impl HostCgroup {
         ContainerId::Cgroup(CgroupIdentity { path: self.dir.path().to_owned(), inode: self.dir.inode() })
     }
 
-    pub(super) fn watch(&self, run: RunId, poller: &Poller) -> Result<(), KernelError> {
+    pub(super) fn watch(&self, run: RunId, poller: &Poller, slices: &Slices) -> Result<(), KernelError> {
         let events = Arc::new(self.dir.open_file("cgroup.events")?);
         self.watch.replace(Some(poller.watch_cgroup(run, events)?));
-        // Whoever made the cgroup may remove it as soon as it is empty, and what the OOM killer did with it.
         if let Ok(events) = self.dir.open_file(MEMORY_EVENTS) {
-            self.oom_watch.replace(Some(poller.watch_cgroup(run, Arc::new(events))?));
+            let watch = poller.watch_cgroup(run, Arc::new(events))?;
+            self.oom.replace(Some(slices.tally(self.dir.path(), watch)));
         }
         Ok(())
     }
 
-    /// Keeps the number of times that the OOM killer struck.
-    fn note_oom(&self) {
-        let text = match &*self.oom_watch.borrow() {
-            Some(watch) => self.dir.read_kept(watch.fd(), MEMORY_EVENTS),
-            None => self.dir.read(MEMORY_EVENTS),
-        };
-        if let Some(kills) = text.ok().and_then(|text| parse_key(&text, "oom_kill")) {
-            self.oom.set(kills.max(self.oom.get()));
-        }
-    }
-
     pub(super) fn populated(&self) -> Result<bool, KernelError> {
-        const FILE: &str = "cgroup.events";
-        self.note_oom();
-        let text = match &*self.watch.borrow() {
-            Some(watch) => self.dir.read_kept(watch.fd(), FILE)?,
-            None => self.dir.read(FILE)?,
-        };
-        self.dir.understand(FILE, &text, parse_populated)
+        // Whoever made the cgroup may remove it as soon as it is empty, and what the OOM killer did with it.
+        self.oom_kills();
+        let populated = self.dir.understand(EVENTS, &self.events()?, parse_populated)?;
+        Ok(populated && !(failpoint::without("guard.kill").is_some() && self.dir.pids()?.into_iter().all(is_spared)))
     }
 
     pub(super) fn terminate(&self) -> Result<u32, KernelError> {
@@ -155,7 +142,7 @@ impl HostCgroup {
     }
 
     pub(super) fn evidence(&self, budget: Duration) -> Evidence {
-        evidence::take(&self.dir, budget)
+        look::take(&self.dir, budget)
     }
 
     pub(super) fn sample(&self, kept: &Kept) -> Result<Usage, KernelError> {
@@ -188,6 +175,53 @@ impl HostCgroup {
         })
     }
 
+    /// Looks at it and at each of its processes.
+    pub(super) fn examine(
+        &self,
+        kept: &Kept,
+        main: Option<u32>,
+        known: Option<&Sample>,
+    ) -> Result<Sample, KernelError> {
+        let sampled = self.sample(kept)?;
+        let mut sample = Sample {
+            cpu_usec: sampled.cpu_usec,
+            memory_bytes: sampled.memory_bytes,
+            // It counts every thread, ended ones too. A kernel without pressure stall information leaves it to /proc.
+            cpu_wait_usec: self.dir.read("cpu.pressure").ok().and_then(|text| parse_pressure_total(&text)),
+            memory_pressure: self.memory_pressure(),
+            frozen: Some(self.dir.understand(EVENTS, &self.events()?, |text| parse_key(text, "frozen"))? == 1),
+            suspended_usec: Some(clock::suspended_usec()),
+            ..Sample::default()
+        };
+        // Where no process has run for a microsecond, none has read, written, begun, ended or come to wait for anything else:
+        // to look at /proc would cost ten times as much.
+        match known.filter(|known| known.cpu_usec == sampled.cpu_usec) {
+            Some(known) => {
+                sample.io_bytes = known.io_bytes;
+                sample.activity_bytes = known.activity_bytes;
+                sample.processes = known.processes;
+                sample.waits_for_input = known.waits_for_input;
+            }
+            None => {
+                let io = if_there(self.dir.parsed("io.stat", parse_io))?;
+                sample.io_bytes = io.map(|(read, written)| read.saturating_add(written));
+                examine::processes(self.dir.pids()?.into_iter(), main, &mut sample);
+            }
+        }
+        Ok(sample)
+    }
+
+    pub(super) fn memory_pressure(&self) -> Option<u32> {
+        self.dir.read("memory.pressure").ok().and_then(|text| parse_full_minute(&text))
+    }
+
+    fn events(&self) -> Result<String, KernelError> {
+        match &*self.watch.borrow() {
+            Some(watch) => self.dir.read_kept(watch.fd(), EVENTS),
+            None => self.dir.read(EVENTS),
+        }
+    }
+
     /// Any write counts, to a terminal, a pipe or a file: there is no cheap way to tell which it was.
     pub(super) fn has_written(&self) -> bool {
         self.sum(process::written_bytes).is_ok_and(|bytes| bytes > self.before.get())
@@ -199,8 +233,7 @@ impl HostCgroup {
     }
 
     pub(super) fn oom_kills(&self) -> u64 {
-        self.note_oom();
-        self.oom.get()
+        self.oom.borrow().as_ref().map_or(0, |tally| tally.kills())
     }
 
     pub(super) fn remove(&self) -> Result<(), KernelError> {
@@ -246,7 +279,7 @@ impl HostCgroup {
 pub(super) fn look(known: &CgroupIdentity, budget: Duration) -> Result<Evidence, KernelError> {
     let dir = CgroupDir::open(&known.path)?;
     match dir.inode() == known.inode {
-        true => Ok(evidence::take(&dir, budget)),
+        true => Ok(look::take(&dir, budget)),
         false => Err(KernelError::NotOurs { what: known.path.display().to_string(), why: "it is another one".into() }),
     }
 }

@@ -11,15 +11,19 @@ use rustix::system::sysinfo;
 
 use super::backend::Taken;
 use super::cgroup::HostCgroup;
+use super::notify::STORED_AFTER;
 use super::subtree::HostSubtree;
 use super::unit::HostUnit;
 use super::{Holder, Host, HostContainer, HostProcess};
+use crate::failpoint;
 use crate::kernel::cgroup::CgroupDir;
 use crate::kernel::tree::Table;
-use crate::kernel::{Attached, Created, Evidence, Exec, Kernel, KernelError, Notice, Role, clock, process};
+use crate::kernel::{
+    Attached, Created, Evidence, Exec, Finding, Heard, Kernel, KernelError, Notice, Role, clock, examine, process,
+};
 use crate::launch::subtree::{self as shims, ShimLimits};
 use crate::launch::{gate, orphans, systemd};
-use crate::model::{ContainerId, ExitStatus, Now, ProcessId, RunId, RunSpec, Usage};
+use crate::model::{ContainerId, EscapeeAct, ExitStatus, Now, ProcessId, RunId, RunSpec, Sample, Sought, Usage};
 
 /// How long opening a gate waits for execve. A file on a network that hangs must not hold up the engine.
 const EXEC_TIMEOUT: Duration = Duration::from_secs(1);
@@ -37,8 +41,9 @@ impl Kernel for Host {
     }
 
     fn create(&mut self, spec: &RunSpec) -> Result<Created<HostContainer>, KernelError> {
+        fault("kernel.create")?;
         let reserved = self.reserved.remove(&spec.id);
-        let (container, notices) = match (&self.backend, reserved) {
+        let (container, mut notices) = match (&self.backend, reserved) {
             (Taken::Systemd(_), _) => {
                 (HostContainer::Unit(Box::new(HostUnit::wanted(spec))), super::unneeded(&spec.limits))
             }
@@ -60,10 +65,16 @@ impl Kernel for Host {
                 (HostContainer::Subtree(subtree), shims::notices(&spec.limits))
             }
         };
+        match &container {
+            HostContainer::Unit(unit) => self.seeker.expect_unit(spec.id, unit.kind()),
+            container => self.seeker.add(spec.id, container),
+        }
+        notices.extend(self.voices.notice(spec.id));
         Ok(Created { container, notices })
     }
 
     fn reopen(&mut self, run: RunId, known: Option<&ContainerId>) -> Result<HostContainer, KernelError> {
+        fault("kernel.reopen")?;
         match known {
             Some(ContainerId::Cgroup(known)) => {
                 let dir = match CgroupDir::open(&known.path) {
@@ -90,6 +101,7 @@ impl Kernel for Host {
     }
 
     fn list(&mut self) -> Result<Vec<RunId>, KernelError> {
+        fault("kernel.list")?;
         let mut runs = self.shims.list()?;
         match &self.backend {
             Taken::Systemd(manager) => runs.extend(manager.units()?.into_iter().map(|(run, _)| run)),
@@ -112,6 +124,7 @@ impl Kernel for Host {
     }
 
     fn spawn(&mut self, exec: &Exec, container: &mut HostContainer) -> Result<Option<HostProcess>, KernelError> {
+        fault("kernel.spawn")?;
         let (gated, child) = match container {
             HostContainer::Cgroup(cgroup) => {
                 cgroup.dir().verify()?;
@@ -141,6 +154,7 @@ impl Kernel for Host {
     }
 
     fn open_gate(&mut self, process: &mut HostProcess) -> Result<(), KernelError> {
+        fault("kernel.open_gate")?;
         process.gate.take().map_or(Ok(()), |gate| gate.open(Some(EXEC_TIMEOUT))).map_err(KernelError::from)
     }
 
@@ -149,6 +163,7 @@ impl Kernel for Host {
     }
 
     fn attach(&mut self, container: &mut HostContainer, process: &mut HostProcess) -> Result<Attached, KernelError> {
+        fault("kernel.attach")?;
         match container {
             HostContainer::Cgroup(cgroup) => cgroup.attach(process)?,
             HostContainer::Unit(unit) => {
@@ -192,6 +207,7 @@ impl Kernel for Host {
     }
 
     fn watch_process(&mut self, run: RunId, role: Role, process: &HostProcess) -> Result<(), KernelError> {
+        fault("kernel.watch_process")?;
         // The former watch first: an epoll takes a descriptor once.
         drop(process.watch.take());
         let watch = self.poller.watch_process(run, role, process.pidfd.clone())?;
@@ -200,8 +216,10 @@ impl Kernel for Host {
     }
 
     fn watch_container(&mut self, run: RunId, container: &HostContainer) -> Result<(), KernelError> {
+        fault("kernel.watch_container")?;
+        self.seeker.add(run, container);
         match container.holder() {
-            Some(Holder::Cgroup(cgroup)) => cgroup.watch(run, &self.poller),
+            Some(Holder::Cgroup(cgroup)) => cgroup.watch(run, &self.poller, &self.slices),
             Some(Holder::Subtree(subtree)) => subtree.watch(run, &self.poller),
             None => Ok(()),
         }
@@ -211,10 +229,12 @@ impl Kernel for Host {
         let mut notices = self.poller.wait(timeout)?;
         let ready = std::mem::take(&mut *self.ready.lock().unwrap_or_else(PoisonError::into_inner));
         notices.extend(ready.into_iter().map(Notice::Told));
+        notices.extend(self.seeker.has_findings().then_some(Notice::Found));
         Ok(notices)
     }
 
     fn populated(&mut self, container: &HostContainer) -> Result<bool, KernelError> {
+        fault("kernel.populated")?;
         match container {
             HostContainer::Cgroup(cgroup) => cgroup.populated(),
             HostContainer::Unit(unit) => unit.populated(),
@@ -237,6 +257,7 @@ impl Kernel for Host {
     }
 
     fn terminate(&mut self, container: &HostContainer) -> Result<u32, KernelError> {
+        fault("kernel.terminate")?;
         container.acted();
         match container.holder() {
             Some(Holder::Cgroup(cgroup)) => cgroup.terminate(),
@@ -246,6 +267,7 @@ impl Kernel for Host {
     }
 
     fn kill(&mut self, container: &HostContainer) -> Result<u32, KernelError> {
+        fault("kernel.kill")?;
         container.acted();
         match container.holder() {
             Some(Holder::Cgroup(cgroup)) => cgroup.kill(self.force_kill_fallback),
@@ -263,6 +285,9 @@ impl Kernel for Host {
     }
 
     fn evidence(&mut self, container: &HostContainer, budget: Duration) -> Evidence {
+        if fault("kernel.evidence").is_err() {
+            return Evidence::default();
+        }
         match container.holder() {
             Some(Holder::Cgroup(cgroup)) => cgroup.evidence(budget),
             Some(Holder::Subtree(subtree)) => self.around(|around| subtree.evidence(around, budget)),
@@ -278,6 +303,7 @@ impl Kernel for Host {
     }
 
     fn sample(&mut self, container: &HostContainer) -> Result<Usage, KernelError> {
+        fault("kernel.sample")?;
         match container.holder() {
             Some(Holder::Cgroup(cgroup)) => cgroup.sample(&self.kept),
             Some(Holder::Subtree(subtree)) => {
@@ -291,6 +317,20 @@ impl Kernel for Host {
 
     fn end_samples(&mut self) {
         self.table = None;
+        self.voices.store(STORED_AFTER);
+    }
+
+    fn host_memory_pressure(&mut self) -> Option<u32> {
+        // 10 µs for all runs. A trigger on the file of each would tell by poll; to close one takes 7 to 17 ms (M, Linux 6.18), in
+        // which nothing else is decided, and it knows of windows of at most 10 s.
+        examine::host_memory_pressure()
+    }
+
+    fn memory_pressure(&mut self, container: &HostContainer) -> Option<u32> {
+        match container.holder() {
+            Some(Holder::Cgroup(cgroup)) => cgroup.memory_pressure(),
+            Some(Holder::Subtree(_)) | None => None,
+        }
     }
 
     fn usage(&mut self, container: &HostContainer) -> Result<Usage, KernelError> {
@@ -298,6 +338,21 @@ impl Kernel for Host {
             Some(Holder::Cgroup(cgroup)) => cgroup.usage(&self.kept),
             Some(Holder::Subtree(subtree)) => self.around(|around| subtree.usage(around)),
             None => Ok(Usage::default()),
+        }
+    }
+
+    fn examine(
+        &mut self,
+        container: &HostContainer,
+        main: Option<&HostProcess>,
+        known: Option<&Sample>,
+    ) -> Result<Sample, KernelError> {
+        fault("kernel.examine")?;
+        let main = main.map(|process| process.id.pid);
+        match container.holder() {
+            Some(Holder::Cgroup(cgroup)) => cgroup.examine(&self.kept, main, known),
+            Some(Holder::Subtree(subtree)) => self.around(|around| subtree.examine(around, main)),
+            None => Ok(Sample::default()),
         }
     }
 
@@ -310,10 +365,38 @@ impl Kernel for Host {
         }
     }
 
+    fn listen(&mut self, run: RunId, uid: u32) {
+        self.voices.listen(run, uid, &self.poller);
+    }
+
+    fn hear(&mut self, run: RunId, container: Option<&HostContainer>) -> Heard {
+        let holder = container.and_then(HostContainer::holder);
+        self.voices.hear(run, |pid| holder.as_ref().is_some_and(|holder| Self::is_member(holder, pid)))
+    }
+
+    fn seek(&mut self, runs: Vec<Sought>) {
+        self.seeker.look(runs);
+    }
+
+    fn act_on_escapees(&mut self, of: Sought, act: EscapeeAct) {
+        self.seeker.act(of, act);
+    }
+
+    fn findings(&mut self) -> Vec<Finding> {
+        self.seeker.findings()
+    }
+
     fn oom_kills(&mut self, container: &HostContainer) -> u64 {
         match container.holder() {
             Some(Holder::Cgroup(cgroup)) => cgroup.oom_kills(),
             Some(Holder::Subtree(_)) | None => 0,
+        }
+    }
+
+    fn memory_peak(&mut self, container: &HostContainer) -> Option<u64> {
+        match container.holder() {
+            Some(Holder::Cgroup(cgroup)) => cgroup.dir().number("memory.peak").ok(),
+            Some(Holder::Subtree(_)) | None => None,
         }
     }
 
@@ -333,10 +416,13 @@ impl Kernel for Host {
     }
 
     fn unreserve(&mut self, run: RunId) -> Option<HostContainer> {
+        self.voices.close(run);
+        self.seeker.forget(run);
         self.reserved.remove(&run)
     }
 
     fn remove(&mut self, container: &HostContainer) -> Result<(), KernelError> {
+        fault("kernel.remove")?;
         match container {
             HostContainer::Cgroup(cgroup) => cgroup.remove(),
             HostContainer::Unit(unit) => unit.remove(self.manager()),
@@ -393,4 +479,9 @@ impl Host {
         self.live_shims.extend(subtree.shim().map(|shim| (run, shim.pid)));
         Ok(HostContainer::Subtree(subtree))
     }
+}
+
+/// Passes a failpoint, whose error is one of the kernel's.
+pub(super) fn fault(name: &'static str) -> Result<(), KernelError> {
+    failpoint::hit(name).map_err(|source| KernelError::Io { op: "pass", what: name.to_owned(), source })
 }

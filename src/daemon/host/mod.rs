@@ -6,6 +6,9 @@
 mod backend;
 mod cgroup;
 mod kernel;
+mod notify;
+mod oom;
+mod seeker;
 mod subtree;
 mod unit;
 
@@ -21,7 +24,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use crate::kernel::mount::{self, Cgroup2Mount};
 use crate::kernel::poll::{Poller, Registration, Waker};
 use crate::kernel::tree::Table;
-use crate::kernel::{Evidence, KernelError, clock, process};
+use crate::kernel::{Evidence, Kernel as _, KernelError, clock, process};
 use crate::launch::gate::Gate;
 use crate::launch::mark::Owner;
 use crate::launch::orphans;
@@ -33,6 +36,10 @@ use crate::model::{
 
 use backend::Taken;
 use cgroup::{HostCgroup, Kept};
+pub use notify::NotifyOptions;
+use notify::Voices;
+use oom::Slices;
+use seeker::Seeker;
 use subtree::{Around, HostSubtree};
 use unit::{HostUnit, Ready};
 
@@ -61,6 +68,8 @@ pub struct HostOptions {
     pub key: String,
     /// The directory of the shims' records.
     pub shims: PathBuf,
+    /// Where runs can say how they are.
+    pub notify: NotifyOptions,
     /// Kill one by one even where there is `cgroup.kill`: for the tests of what old kernels get.
     pub force_kill_fallback: bool,
     /// Mark runs' directories by extended attributes, where the kernel has them.
@@ -79,6 +88,7 @@ impl HostOptions {
             mount: None,
             key: key.into(),
             shims: state_dir.join("shims"),
+            notify: NotifyOptions { dir: state_dir.join("notify"), stored: false },
             force_kill_fallback: false,
             use_user_xattrs: true,
             move_instance: true,
@@ -113,6 +123,10 @@ pub struct Host {
     table: Option<Table>,
     /// How many were seen below shims, in this round of samples.
     below_shims: usize,
+    voices: Voices,
+    /// What the OOM killer did in them.
+    slices: Slices,
+    seeker: Seeker,
 }
 
 /// What holds a run together.
@@ -203,17 +217,30 @@ impl Host {
             live_shims: HashMap::new(),
             table: None,
             below_shims: 0,
+            voices: Voices::new(options.notify),
+            slices: Slices::default(),
+            seeker: Seeker::new(waker.clone()),
         };
         Ok((host, waker))
+    }
+
+    /// Takes over the notify sockets that an earlier instance left open, for the runs that are taken up.
+    pub fn keep(&mut self, sockets: Vec<(RunId, OwnedFd)>) {
+        self.voices.keep(sockets);
     }
 
     /// A process that a client gave by its pidfd.
     pub fn process(&self, pidfd: OwnedFd) -> Result<HostProcess, KernelError> {
         let id = process::identify(&pidfd)?;
-        Ok(HostProcess::started_elsewhere(pidfd, id, None))
+        Ok(self.known_process(pidfd, id))
     }
 
-    /// Whether there are descriptors for one more run: three or four, and more while a shim is started.
+    /// A process that was identified by this pidfd.
+    pub fn known_process(&self, pidfd: OwnedFd, id: ProcessId) -> HostProcess {
+        HostProcess::started_elsewhere(pidfd, id, None)
+    }
+
+    /// Whether there are descriptors for one more run: four or five, and more while a shim is started.
     pub fn room(&self) -> Result<(), Error> {
         let reserve = (self.descriptors / RESERVE_SHARE).min(RESERVE_MOST);
         let starting = if self.containment() == Containment::Subtree { SHIM_START } else { 0 };
@@ -235,7 +262,13 @@ impl Host {
     /// Makes the container of a run that is about to be launched, so that its client can start the command in it, and
     /// `create` finds it. Gives what the client needs for that: the cgroup to fork into, or the record for a shim. A scope
     /// can only be made around a process that is there.
-    pub fn reserve(&mut self, run: RunId, limits: &Limits) -> Result<(Reserved, Option<OwnedFd>), KernelError> {
+    pub fn reserve(
+        &mut self,
+        run: RunId,
+        uid: u32,
+        limits: &Limits,
+    ) -> Result<(Reserved, Option<OwnedFd>), KernelError> {
+        kernel::fault("kernel.reserve")?;
         let (container, fd) = match &self.backend {
             Taken::Systemd(_) => (None, None),
             Taken::Cgroupfs(tree) => {
@@ -251,7 +284,9 @@ impl Host {
         };
         let what = || format!("the container of {run}");
         let fd = fd.transpose().map_err(|source| KernelError::Io { op: "keep", what: what(), source })?;
+        container.iter().for_each(|container| self.seeker.add(run, container));
         self.reserved.extend(container.map(|container| (run, container)));
+        self.listen(run, uid);
         let ShimLimits { isolated, data_bytes, tasks } = ShimLimits::of(limits);
         let reserved = Reserved {
             run,
@@ -260,6 +295,7 @@ impl Host {
             isolate_pids: isolated,
             data_max_bytes: data_bytes,
             tasks_max: tasks,
+            notify: self.notify(run, limits),
         };
         Ok((reserved, fd))
     }

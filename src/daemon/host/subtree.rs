@@ -10,11 +10,14 @@ use std::time::Duration;
 use crate::kernel::poll::{Poller, Registration};
 use crate::kernel::process::Io;
 use crate::kernel::tree::{self, Lost, Members, Table, Tree};
-use crate::kernel::{Evidence, Exec, KernelError, process};
+use crate::kernel::{Evidence, Exec, KernelError, clock, examine, process};
 use crate::launch::orphans;
 use crate::launch::subtree::record::{Entries, Record};
 use crate::launch::subtree::{ShimLimits, Shims, Started};
-use crate::model::{ContainerId, ExitStatus, ProcessId, RunId, Usage};
+use crate::model::{ContainerId, ExitStatus, ProcessId, RunId, Sample, Usage};
+
+/// How many parents of a process are looked at.
+const DEEPEST: usize = 1024;
 
 /// A run's shim, and what is known of the processes below it.
 #[derive(Debug)]
@@ -266,12 +269,47 @@ impl HostSubtree {
         Ok(with_io(self.sample(None, around)?, io))
     }
 
+    /// Looks at each process below the shim; nothing is known of a run that has none.
+    pub(super) fn examine(&self, around: &Around<'_>, main: Option<u32>) -> Result<Sample, KernelError> {
+        let Where::Below(tree) = self.place() else { return Ok(Sample::default()) };
+        let found = tree::descendants(tree.root.pid)?;
+        let hidden = !found.rest.hidden.is_empty();
+        let pids: Vec<u32> = found.entries.iter().map(|e| e.pid).filter(|pid| !tree.excluded.contains(pid)).collect();
+        let mut entries = found.entries;
+        entries.push(process::stat(tree.root.pid)?);
+        let sampled = self.sample(Some(&Table::of(entries)), around)?;
+        let mut sample = Sample {
+            cpu_usec: sampled.cpu_usec,
+            memory_bytes: sampled.memory_bytes,
+            suspended_usec: Some(clock::suspended_usec()),
+            ..Sample::default()
+        };
+        examine::processes(pids.into_iter(), main, &mut sample);
+        sample.processes = sample.processes.filter(|_| !hidden);
+        Ok(sample)
+    }
+
     /// Any write counts, to a terminal, a pipe or a file. What an orphan had written is the shim's once it has reaped it.
     pub(super) fn has_written(&self) -> bool {
         let (Where::Below(tree), Some(shim)) = (self.place(), &self.shim) else { return false };
         let written = |pid: u32| process::written_bytes(pid).unwrap_or(0);
         let below = tree::descendants(tree.root.pid).unwrap_or_default();
         written(shim.id.pid) > shim.own_written || below.entries.iter().any(|e| written(e.pid) > 0)
+    }
+
+    /// Whether a process is below the shim. Whoever loses its parent there becomes a child of the shim, or of the first
+    /// process of the run's PID namespace, which is one; so that all parents lead to it.
+    pub(super) fn has_member(&self, pid: u32) -> bool {
+        let Where::Below(tree) = self.place() else { return false };
+        let mut at = pid;
+        for _ in 0..DEEPEST {
+            match process::stat(at) {
+                Ok(stat) if stat.ppid == tree.root.pid => return !tree.excluded.contains(&at) || at != pid,
+                Ok(stat) if stat.ppid > 1 => at = stat.ppid,
+                _ => return false,
+            }
+        }
+        false
     }
 
     /// Removes the record, unless its shim still keeps it.

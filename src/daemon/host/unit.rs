@@ -88,6 +88,11 @@ impl HostUnit {
         self.was.as_ref()
     }
 
+    /// What it is.
+    pub(super) fn kind(&self) -> UnitKind {
+        self.kind
+    }
+
     /// Its cgroup, once it has one.
     pub(super) fn cgroup(&self) -> Option<&HostCgroup> {
         self.cgroup.as_ref()

@@ -11,7 +11,7 @@ use rustix::process::Signal;
 
 use super::super::kill::{MAX_TIME, signal_if};
 use super::super::process::Stat;
-use super::super::{Evidence, KernelError, evidence};
+use super::super::{Evidence, KernelError, look};
 use super::procfs::Proc;
 use super::walk::{Rest, Visitor};
 use crate::model::ProcessId;
@@ -109,7 +109,7 @@ impl<S: Source> Members for S {
 
     fn evidence(&self, budget: Duration) -> Evidence {
         let started = Instant::now();
-        evidence::look_at(&present(self).unwrap_or_default(), started, budget)
+        look::look_at(&present(self).unwrap_or_default(), started, budget)
     }
 
     fn populated(&self) -> Result<bool, KernelError> {

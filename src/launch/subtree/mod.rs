@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   starter (the client, or the instance)        shim                                command
-//!   record, pipes, orders ──── execute ────────▶ child subreaper
+//!   record, pipes, orders ──── fork, or execute ▶ child subreaper
 //!                                                fork ──────────────────────────────▶ waits at the gate
 //!   main's pidfd, checked ◀─── ready ─────────── record: shim, main
 //!   gate: one byte ────────────────────────────────────────────────────────────────▶ execve

@@ -9,7 +9,9 @@ use std::process::ExitCode;
 use nix::libc;
 use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
-use rustix::io::{Errno, FdFlags, fcntl_setfd, write};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::{Errno, FdFlags, fcntl_getfd, fcntl_setfd, write};
+use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Signal, getpid, pidfd_send_signal};
 
 use super::init::{self, Init};
@@ -22,15 +24,19 @@ use crate::kernel::process;
 use crate::launch::fork::{Detached, Plan, close_all_but, fork_gated};
 use crate::launch::gate::Files;
 use crate::launch::orphans;
+use crate::model::RunId;
 
-/// What the arguments name: descriptors, by their number.
-struct Handed {
-    orders: OwnedFd,
-    record: OwnedFd,
-    gate: OwnedFd,
-    report: OwnedFd,
-    ready: OwnedFd,
-    files: Option<Files>,
+/// How long what only the start needed is kept while the gate is closed.
+const SETTLED: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+
+/// The descriptors of a shim: of the run's record, the gate and its report, and of what is waiting for it to be ready.
+pub(super) struct Handed {
+    pub record: OwnedFd,
+    pub gate: OwnedFd,
+    pub report: OwnedFd,
+    pub ready: OwnedFd,
+    /// For a detached run.
+    pub files: Option<Files>,
 }
 
 /// Serves as a shim if the arguments say so. None: this is another verb.
@@ -44,7 +50,10 @@ pub fn main(arguments: impl Iterator<Item = std::ffi::OsString>) -> Option<ExitC
     } else {
         match take(arguments) {
             // Its starter is told by the pipe, and tells the user. Our standard error is the command's, or nobody's.
-            Some(handed) => return Some(serve(handed).map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS)),
+            Some((orders, handed)) => {
+                let orders = Orders::read(orders).ok_or("its orders make no sense");
+                return Some(serve(orders, handed).map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS));
+            }
             None => Err("it is started by guardian alone".to_owned()),
         }
     };
@@ -58,7 +67,7 @@ pub fn main(arguments: impl Iterator<Item = std::ffi::OsString>) -> Option<ExitC
 }
 
 /// Takes over the descriptors that the arguments name. None of them is handed on when something is executed.
-fn take(arguments: impl Iterator<Item = String>) -> Option<Handed> {
+fn take(arguments: impl Iterator<Item = String>) -> Option<(OwnedFd, Handed)> {
     let mut fds = arguments.map(|a| {
         let number = a.parse::<i32>().ok().filter(|n| *n > 2)?;
         // SAFETY: the number is of a descriptor that the starter handed to this process for this use alone, or of none,
@@ -74,19 +83,78 @@ fn take(arguments: impl Iterator<Item = String>) -> Option<Handed> {
         (Some(stdin), Some(output), Some(cwd)) => Some(Files { stdin, output, cwd }),
         _ => None,
     };
-    Some(Handed { orders, record, gate, report, ready, files })
+    Some((orders, Handed { record, gate, report, ready, files }))
 }
 
-fn serve(handed: Handed) -> Result<(), String> {
-    let Handed { orders, record, gate, report, ready, files } = handed;
-    let begun = begin(&orders, &record, gate, report, files);
+/// Goes on as a shim in a fork of this process, which must have one thread. Gives its pid.
+///
+/// What an execve would do is done by hand, and what it would cost is saved: it is half of what a shim takes to start.
+pub(super) fn fork(run: RunId, orders: Orders, handed: Handed) -> Result<u32, Errno> {
+    // SAFETY: no other thread holds anything, so that the child may go on as any program. It never returns from here.
+    match unsafe { libc::fork() } {
+        0 => {
+            // Nothing of what the starter was in the middle of must go on here, not even if this panics.
+            let served = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                close_on_exec(&handed);
+                show_as(&format!("guardian {VERB} {run}"));
+                serve(Ok(orders), handed)
+            }));
+            // SAFETY: runs no handler and flushes no buffer; those belong to the starter.
+            unsafe { libc::_exit(i32::from(!matches!(served, Ok(Ok(()))))) }
+        }
+        pid => u32::try_from(pid)
+            .map_err(|_| Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::AGAIN)),
+    }
+}
+
+/// Closes what an execve would have closed, but for what was handed to us.
+fn close_on_exec(handed: &Handed) {
+    let keep = [&handed.record, &handed.gate, &handed.report, &handed.ready].map(AsRawFd::as_raw_fd);
+    let numbers = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+    let numbers: Vec<i32> = numbers.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    for number in numbers.into_iter().filter(|number| !keep.contains(number)) {
+        // SAFETY: a number that is looked at, and that is found to be of a descriptor or of none.
+        let flags = fcntl_getfd(unsafe { BorrowedFd::borrow_raw(number) });
+        if flags.is_ok_and(|flags| flags.contains(FdFlags::CLOEXEC)) {
+            // SAFETY: its owner is the starter's code, none of which runs in this process.
+            unsafe { libc::close(number) };
+        }
+    }
+}
+
+/// Has people see this in place of the client's arguments, or as much of it as fits there: who ends all commands of that
+/// kind by a pattern is not to end the shim with them.
+fn show_as(text: &str) {
+    unsafe extern "C" {
+        /// The C library's, which is the first argument where the kernel has put it, and the others come after it.
+        static program_invocation_name: *mut libc::c_char;
+    }
+    // SAFETY: set before main, and never written by anything here.
+    let start = unsafe { program_invocation_name };
+    let room: usize = std::env::args_os().map(|argument| argument.len() + 1).sum();
+    if start.is_null() {
+        return;
+    }
+    let text = &text.as_bytes()[..text.len().min(room.saturating_sub(1))];
+    // SAFETY: `room` bytes from `start` are the arguments, on this process's own stack, with a NUL byte after each. They are
+    // all read by now, and what reads them again finds strings that end as well.
+    unsafe {
+        std::ptr::write_bytes(start, 0, room);
+        std::ptr::copy_nonoverlapping(text.as_ptr().cast(), start, text.len());
+    }
+}
+
+fn serve(orders: Result<Orders, &'static str>, handed: Handed) -> Result<(), String> {
+    let Handed { record, gate, report, ready, files } = handed;
+    let begun = orders.map_err(str::to_owned).and_then(|orders| begin(orders, &record, gate, report, files));
     let said = begun.as_ref().err().map_or(READY, String::as_str);
     let _ = write(&ready, format!("{said}\n").as_bytes());
-    drop((orders, ready));
+    drop(ready);
     let shim = begun?;
     let _ = failpoint::hit("shim.ready");
     let pipe = shim.init.as_ref().map(|init| init.pipe.as_raw_fd());
-    let_go(&[Some(record.as_raw_fd()), shim.client.as_ref().map(AsRawFd::as_raw_fd), pipe]);
+    let client = shim.client.as_ref().map(AsRawFd::as_raw_fd);
+    let_go(&[Some(record.as_raw_fd()), client, pipe, Some(shim.executed.as_raw_fd())]);
     shim.reap(&record);
     Ok(())
 }
@@ -97,12 +165,14 @@ struct Shim {
     init: Option<Init>,
     /// The client of a foreground run, which is told of what its command does.
     client: Option<OwnedFd>,
+    /// At its end when the command is executed, or is gone.
+    executed: OwnedFd,
     /// What only the start needed; found before /proc shows another PID namespace, or to be found.
     pages: Option<FilePages>,
 }
 
 fn begin(
-    orders: &OwnedFd,
+    orders: Orders,
     record: &OwnedFd,
     gate: OwnedFd,
     report: OwnedFd,
@@ -114,7 +184,6 @@ fn begin(
     // Ignored, as some supervisors leave it, the kernel would reap our children itself.
     // SAFETY: SIG_DFL runs no code.
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
-    let orders = Orders::read(orders).ok_or("its orders make no sense")?;
     // The one that started us. If it is gone, so is its end of the gate's pipe: nothing is executed.
     let parent = rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get().unsigned_abs());
     let client = if orders.detached { None } else { process::open(parent).ok() };
@@ -132,13 +201,15 @@ fn begin(
         env: orders.env,
         gate,
         report,
-        // The starter's ends are not ours: they close when something is executed.
+        // The starter's ends are closed.
         parents_ends: [-1, -1],
         detached: files.map(|files| Detached { files, nofile: orders.nofile }),
         cgroup: None,
         limits: limits.into_iter().filter_map(|(resource, value)| Some((resource, value?))).collect(),
     };
+    let (executed, executes) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| format!("cannot make a pipe: {e}"))?;
     let main = fork_gated(&plan).map_err(|e| format!("cannot fork: {e}"))?;
+    drop(executes);
     let _ = failpoint::hit("shim.forked");
     note(record, Line::Main, main)?;
     let mut pages = None;
@@ -147,7 +218,7 @@ fn begin(
         pages = Some(FilePages::find());
         init.mount_proc()?;
     }
-    Ok(Shim { main, init, client, pages })
+    Ok(Shim { main, init, client, executed, pages })
 }
 
 fn cannot_note(e: Errno) -> String {
@@ -182,6 +253,8 @@ fn let_go(keep: &[Option<i32>]) {
 impl Shim {
     /// Reaps until there is no child left.
     fn reap(mut self, record: &OwnedFd) {
+        // The command is waited for, and whoever opens its gate needs the processor more.
+        let _ = poll(&mut [PollFd::new(&self.executed, PollFlags::IN)], Some(&SETTLED));
         self.pages.take().unwrap_or_else(FilePages::find).drop_pages();
         loop {
             match waitid(Id::All, WaitPidFlag::WEXITED | WaitPidFlag::WSTOPPED) {

@@ -238,6 +238,7 @@ mod tests {
         let mut limits = Limits {
             init_timeout: None,
             max_runtime: None,
+            watch: crate::model::Watch::default(),
             grace: Duration::ZERO,
             readiness: Readiness::Exec,
             resources: Resources::default(),

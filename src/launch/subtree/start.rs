@@ -13,6 +13,7 @@ use rustix::process::Signal;
 use super::VERB;
 use super::orders::Orders;
 use super::record;
+use super::shim::{self, Handed};
 use super::shims::ShimLimits;
 use crate::kernel::{Exec, KernelError, process};
 use crate::launch::gate::{self, Gate, Gated};
@@ -43,57 +44,82 @@ pub struct Started {
     pub gated: Gated,
 }
 
-/// Starts a shim for the client of a foreground run, whose terminal, directory and descriptors its command inherits.
+/// Starts a shim for the client of a foreground run, whose terminal, directory and descriptors its command inherits: a fork
+/// of the client, which has one thread.
 pub fn foreground(argv: &[Vec<u8>], env: Vec<Vec<u8>>, options: &Options<'_>) -> Result<Started, KernelError> {
-    start(argv, env, None, None, options)
+    let (orders, name) = orders(argv, env, options)?;
+    let pipes = Pipes::new()?;
+    let handed = Handed {
+        record: duplicate(options.record)?,
+        gate: pipes.gate,
+        report: pipes.reports,
+        ready: pipes.readies,
+        files: None,
+    };
+    let shim = shim::fork(options.run, orders, handed).map_err(failed("fork"))?;
+    started(shim, &pipes.ready, Gate::new(name, pipes.entrance, pipes.report), READY, options)
 }
 
-/// Starts a shim for a detached run. `nofile` are the limits of open descriptors to give its command.
+/// Starts a shim for a detached run: the instance has more than one thread, and executes it. `nofile` are the limits of
+/// open descriptors to give its command.
 pub fn detached(exec: &Exec, nofile: Option<(u64, u64)>, options: &Options<'_>) -> Result<Started, KernelError> {
     let files = gate::Files::of(exec)?;
-    start(&exec.argv, exec.env.clone(), Some(&files), nofile, options)
+    let (orders, name) = orders(&exec.argv, exec.env.clone(), options)?;
+    let orders = Orders { detached: true, nofile, ..orders }.write().map_err(failed("write the orders for"))?;
+    let pipes = Pipes::new()?;
+    let record = duplicate(options.record)?;
+    let handed =
+        [&orders, &record, &pipes.gate, &pipes.reports, &pipes.readies, &files.stdin, &files.output, &files.cwd];
+    let shim = spawn(options, &handed.map(AsFd::as_fd))?;
+    drop((pipes.gate, pipes.reports, pipes.readies));
+    started(shim, &pipes.ready, Gate::new(name, pipes.entrance, pipes.report), READY_FOR_THE_ENGINE, options)
 }
 
-fn start(
-    argv: &[Vec<u8>],
-    env: Vec<Vec<u8>>,
-    files: Option<&gate::Files>,
-    nofile: Option<(u64, u64)>,
-    options: &Options<'_>,
-) -> Result<Started, KernelError> {
-    let failed = |op: &'static str| move |e: Errno| KernelError::Io { op, what: "the shim".into(), source: e.into() };
+fn failed(op: &'static str) -> impl Fn(Errno) -> KernelError {
+    move |e| KernelError::Io { op, what: "the shim".into(), source: e.into() }
+}
+
+/// What the command is, and what it is called.
+fn orders(argv: &[Vec<u8>], env: Vec<Vec<u8>>, options: &Options<'_>) -> Result<(Orders, String), KernelError> {
     let name = gate::command_text(argv);
     let (candidates, argv, env) = gate::c_strings_of(argv, env)?;
-    let orders = Orders {
-        detached: files.is_some(),
-        isolated: options.limits.isolated,
-        nofile,
-        data_bytes: options.limits.data_bytes,
-        tasks: options.limits.tasks,
-        candidates,
-        argv,
-        env,
-    };
-    let orders = orders.write().map_err(failed("write the orders for"))?;
-    let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(failed("make a pipe for"));
-    let ((gate, entrance), (report, reports), (ready, readies)) = (pipe()?, pipe()?, pipe()?);
-    let record = options.record.try_clone_to_owned().map_err(|source| KernelError::Io {
-        op: "hand on",
-        what: "the record".into(),
-        source,
-    })?;
-    let mut handed: Vec<BorrowedFd<'_>> =
-        vec![orders.as_fd(), record.as_fd(), gate.as_fd(), reports.as_fd(), readies.as_fd()];
-    if let Some(files) = files {
-        handed.extend([files.stdin.as_fd(), files.output.as_fd(), files.cwd.as_fd()]);
+    let ShimLimits { isolated, data_bytes, tasks } = options.limits;
+    Ok((Orders { detached: false, isolated, nofile: None, data_bytes, tasks, candidates, argv, env }, name))
+}
+
+fn duplicate(fd: BorrowedFd<'_>) -> Result<OwnedFd, KernelError> {
+    fd.try_clone_to_owned().map_err(|source| KernelError::Io { op: "hand on", what: "the record".into(), source })
+}
+
+/// What a shim and its starter speak through.
+struct Pipes {
+    gate: OwnedFd,
+    entrance: OwnedFd,
+    report: OwnedFd,
+    reports: OwnedFd,
+    ready: OwnedFd,
+    readies: OwnedFd,
+}
+
+impl Pipes {
+    fn new() -> Result<Self, KernelError> {
+        let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(failed("make a pipe for"));
+        let ((gate, entrance), (report, reports), (ready, readies)) = (pipe()?, pipe()?, pipe()?);
+        Ok(Self { gate, entrance, report, reports, ready, readies })
     }
-    let shim = spawn(options, files.is_some(), &handed)?;
-    drop((orders, record, gate, reports, readies));
-    let within = if files.is_some() { READY_FOR_THE_ENGINE } else { READY };
-    let started = await_ready(&ready, within).and_then(|()| look(shim, options)).map(|(id, pidfd, main)| Started {
-        shim: id,
-        gated: Gated::new(pidfd, main, Gate::new(name, entrance, report)),
-    });
+}
+
+/// Waits until the command is behind its gate, and checks that it is what it is said to be.
+fn started(
+    shim: u32,
+    ready: &OwnedFd,
+    gate: Gate,
+    within: Duration,
+    options: &Options<'_>,
+) -> Result<Started, KernelError> {
+    let started = await_ready(ready, within)
+        .and_then(|()| look(shim, options))
+        .map(|(id, pidfd, main)| Started { shim: id, gated: Gated::new(pidfd, main, gate) });
     if started.is_err() {
         // Ours until we reap it. Its command, if there is one, sees its gate closed.
         let _ = process::open(shim).and_then(|pidfd| process::signal(pidfd, Signal::KILL));
@@ -103,7 +129,6 @@ fn start(
 
 /// Checks that the shim and its command are what the record says. Gives the shim, and the command.
 fn look(shim: u32, options: &Options<'_>) -> Result<(ProcessId, OwnedFd, ProcessId), KernelError> {
-    let failed = |op: &'static str| move |e: Errno| KernelError::Io { op, what: "the shim".into(), source: e.into() };
     let entries = record::read(options.record).map_err(failed("read the record of"))?;
     let (Some(id), Some(main)) = (entries.shim, entries.main) else {
         return Err(failed("understand the record of")(Errno::INVAL));
@@ -118,7 +143,7 @@ fn look(shim: u32, options: &Options<'_>) -> Result<(ProcessId, OwnedFd, Process
 }
 
 /// Executes the shim with these descriptors, whose numbers are its arguments. Gives its pid.
-fn spawn(options: &Options<'_>, detached: bool, handed: &[BorrowedFd<'_>]) -> Result<u32, KernelError> {
+fn spawn(options: &Options<'_>, handed: &[BorrowedFd<'_>]) -> Result<u32, KernelError> {
     let failed = |source| KernelError::Io { op: "start", what: "the shim".to_owned(), source };
     let mut command = Command::new("/proc/self/exe");
     // What people see of it; the executable is named as it is because its own path may have been replaced.
@@ -129,9 +154,7 @@ fn spawn(options: &Options<'_>, detached: bool, handed: &[BorrowedFd<'_>]) -> Re
         command.arg(fd.as_raw_fd().to_string());
     }
     command.env_clear().envs(std::env::var_os("FAILPOINTS").map(|f| ("FAILPOINTS", f)));
-    if detached {
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).current_dir("/");
-    }
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).current_dir("/");
     let child = command.spawn();
     // What stays ours must not be inherited by the next one.
     for fd in handed {

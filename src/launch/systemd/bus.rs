@@ -1,4 +1,4 @@
-//! The session bus and the manager on it: finding them, asking them, and looking whether its cgroups are those we see.
+//! The manager, on its bus or on its own socket: finding it, asking it, and looking whether its cgroups are those we see.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -85,28 +85,47 @@ pub(super) fn address(named: Option<&str>, runtime_dirs: &[PathBuf], uid: u32) -
     }
 }
 
+/// Where the manager is spoken to.
+#[derive(Debug, Clone)]
+pub(super) struct Address {
+    /// Its own socket, if we are one whom it lets in there. A launch by way of the bus costs the bus as much as it costs us.
+    pub socket: Option<PathBuf>,
+    /// The bus that it is on, where it cannot be spoken to on its socket.
+    pub bus: String,
+}
+
 /// Connects and looks at the manager, within the deadline.
-pub(super) async fn connect(address: &str, mount: &Cgroup2Mount, uid: u32) -> Result<(Connection, Place), Absent> {
+pub(super) async fn connect(address: &Address, mount: &Cgroup2Mount, uid: u32) -> Result<(Connection, Place), Absent> {
     let mut step = "let us in";
     let found = tokio::time::timeout(CONNECT, find(address, mount, uid, &mut step)).await;
-    found.unwrap_or_else(|_| Err(Absent::Silent { address: address.to_owned(), step, within: CONNECT }))
+    found.unwrap_or_else(|_| Err(Absent::Silent { address: address.bus.clone(), step, within: CONNECT }))
 }
 
 async fn find(
-    address: &str,
+    Address { socket, bus: address }: &Address,
     mount: &Cgroup2Mount,
     uid: u32,
     step: &mut &'static str,
 ) -> Result<(Connection, Place), Absent> {
     let refused = |e: zbus::Error| Absent::Refused { address: address.to_owned(), why: reason(&e) };
-    let bus = zbus::connection::Builder::address(address).build().await.map_err(refused)?;
+    let straight = match socket {
+        Some(socket) => super::socket::connect(socket).await,
+        None => None,
+    };
+    let (bus, known) = match straight {
+        Some((connection, pid)) => (connection, Some(pid)),
+        None => (zbus::connection::Builder::address(address.as_str()).build().await.map_err(refused)?, None),
+    };
     *step = "give an answer of its systemd manager";
     let none = |e: zbus::Error| Absent::NoManager { address: address.to_owned(), why: reason(&e), uid };
     // A call, and not a look at who owns the name: the first client starts the bus, and the manager joins it a moment
     // later; a bus that systemd started keeps the call for so long.
     let version: String = property(&bus, THE_MANAGER, "Version").await.map_err(none)?;
     let cgroup: String = property(&bus, THE_MANAGER, "ControlGroup").await.map_err(none)?;
-    let pid: u32 = call(&bus, THE_BUS, "GetConnectionUnixProcessID", &(SYSTEMD,)).await.map_err(none)?;
+    let pid: u32 = match known {
+        Some(pid) => pid,
+        None => call(&bus, THE_BUS, "GetConnectionUnixProcessID", &(SYSTEMD,)).await.map_err(none)?,
+    };
     let dir = directory(&cgroup, pid, mount, uid)?;
     Ok((bus, Place { version: major(&version), dir }))
 }

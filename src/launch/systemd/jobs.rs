@@ -7,7 +7,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use zbus::export::futures_core::Stream as _;
 use zbus::message::{Flags, Type};
 use zbus::{Connection, MatchRule, Message, MessageStream, ObjectPath};
@@ -75,8 +75,9 @@ impl Ends {
 }
 
 impl Line {
-    /// Begins to listen. The stream has to be read: one that is not would hold up the connection.
-    pub(super) async fn listen(bus: Connection, jobs: Arc<Jobs>) -> zbus::Result<Self> {
+    /// Begins to listen. The stream has to be read: one that is not would hold up the connection. `lost` is told when the
+    /// connection is.
+    pub(super) async fn listen(bus: Connection, jobs: Arc<Jobs>, lost: Arc<Notify>) -> zbus::Result<Self> {
         let rule = MatchRule::builder()
             .msg_type(Type::Signal)
             .sender(SYSTEMD)
@@ -92,12 +93,17 @@ impl Line {
                 heard(&signal, &jobs, &ends);
             }
             *ends.waiting() = None;
+            lost.notify_one();
         });
         Ok(line)
     }
 
-    /// Asks systemd for its signals. It does what it is asked in turn, so nobody waits for the answer.
+    /// Asks systemd for its signals, which it sends over its own socket unasked. It does what it is asked in turn, so nobody
+    /// waits for the answer.
     pub(super) async fn subscribe(&self) -> zbus::Result<()> {
+        if !self.bus.is_bus() {
+            return Ok(());
+        }
         let ask = Message::method_call(MANAGER_PATH, "Subscribe")
             .destination(SYSTEMD)
             .interface(MANAGER)

@@ -3,8 +3,8 @@
 //! where its output went (a detached run).
 //!
 //! ```text
-//!   engine's thread ── start ───────▶ channel ──▶ thread "systemd" ── bus ──▶ systemd
-//!                   ◀── done, wake ───                            ◀── JobRemoved ──
+//!   engine's thread ── start ───────▶ channel ──▶ thread "systemd" ── its socket, or the bus ──▶ systemd
+//!                   ◀── done, wake ───                            ◀──────── JobRemoved ────────
 //!
 //!   <manager's cgroup>/guardian.slice/guardian-WORKFLOW.slice/guardian-run_0123456789ab.scope/ or .service/
 //! ```
@@ -23,6 +23,7 @@ mod jobs;
 mod names;
 mod scope;
 mod service;
+mod socket;
 
 use std::fmt;
 use std::io;
@@ -34,10 +35,10 @@ use std::time::Duration;
 
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 use rustix::io::Errno;
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::{Mutex, Notify, mpsc};
 
 pub use absent::Absent;
-use bus::Place;
+use bus::{Address, Place};
 use jobs::{Jobs, Line};
 pub use names::{UnitKind, run_of, slice as slice_of, unit as unit_of};
 use scope::{Surroundings, Wanted};
@@ -55,8 +56,14 @@ const SLACK: Duration = Duration::from_secs(3);
 /// Where the host's bus is.
 const SYSTEM_BUS: &str = "/run/dbus/system_bus_socket";
 
+/// Where the host's manager listens itself, to root alone.
+const SYSTEM_SOCKET: &str = "/run/systemd/private";
+
 /// The time that systemd may take to tell of a unit.
 const LOOK: Duration = Duration::from_secs(5);
+
+/// How often a lost connection is made anew before the next launch has to try.
+const TRIES: u32 = 50;
 
 /// How deep slices are followed below the manager's cgroup. Ours are two deep.
 const SLICES_DEEP: usize = 8;
@@ -190,9 +197,12 @@ impl Manager {
         if (options.uid == 0) != whole {
             return Err(if whole { Absent::NotRoot } else { Absent::Root });
         }
-        let address = match whole {
-            true => options.address.clone().unwrap_or_else(|| format!("unix:path={SYSTEM_BUS}")),
-            false => bus::address(options.address.as_deref(), &options.runtime_dirs, options.uid)?,
+        let address = match (whole, options.address.clone()) {
+            (true, Some(bus)) => Address { socket: None, bus },
+            (true, None) => Address { socket: Some(SYSTEM_SOCKET.into()), bus: format!("unix:path={SYSTEM_BUS}") },
+            (false, named) => {
+                Address { socket: None, bus: bus::address(named.as_deref(), &options.runtime_dirs, options.uid)? }
+            }
         };
         let nowhere = |e: KernelError| Absent::Elsewhere { cgroup: "of the user".to_owned(), why: e.to_string() };
         let find = if whole { mount::find_whole } else { mount::find };
@@ -214,12 +224,13 @@ impl Manager {
         let stale = Arc::<AtomicBool>::default();
         let worn = stale.clone();
         let serve = async move {
-            let (line, place) = match line(&address, &mount, uid, seen.clone()).await {
+            let lost = Arc::<Notify>::default();
+            let (line, place) = match line(&address, &mount, uid, seen.clone(), lost.clone()).await {
                 Ok(found) => found,
                 Err(absent) => return drop(found.send(Err(absent))),
             };
             let (line, place_here) = (Mutex::new(line), place.clone());
-            let link = Link { address, mount, uid, owner, place: place_here, jobs: seen, stale: worn, line };
+            let link = Link { address, mount, uid, owner, place: place_here, jobs: seen, stale: worn, line, lost };
             if found.send(Ok(place)).is_ok() {
                 Arc::new(link).serve(incoming, told.0).await;
             }
@@ -331,9 +342,9 @@ fn collect(dir: &CgroupDir, depth: usize, found: &mut Vec<(RunId, PathBuf)>) -> 
     Ok(())
 }
 
-/// The thread's end: the connection, made anew when the bus was restarted.
+/// The thread's end: the connection, made anew when the bus was restarted, or the manager executed itself anew.
 struct Link {
-    address: String,
+    address: Address,
     mount: Cgroup2Mount,
     uid: u32,
     owner: Owner,
@@ -341,12 +352,21 @@ struct Link {
     jobs: Arc<Jobs>,
     stale: Arc<AtomicBool>,
     line: Mutex<Line>,
+    lost: Arc<Notify>,
 }
 
 impl Link {
     /// Serves until the manager is dropped. Starts go on side by side.
     async fn serve(self: Arc<Self>, mut incoming: mpsc::UnboundedReceiver<Request>, wake: Wake) {
-        while let Some(request) = incoming.recv().await {
+        loop {
+            let request = tokio::select! {
+                request = incoming.recv() => request,
+                () = self.lost.notified(), if !self.is_by_bus() => {
+                    tokio::spawn(self.clone().listen_again());
+                    continue;
+                }
+            };
+            let Some(request) = request else { return };
             let (link, wake) = (self.clone(), wake.clone());
             tokio::spawn(async move {
                 match request {
@@ -365,19 +385,13 @@ impl Link {
     async fn start_scope(&self, request: ScopeRequest, wake: &Wake) {
         let ScopeRequest { run, workflow, description, pid, pidfd, resources, runtime_max, done } = request;
         let wanted = Wanted { run, workflow, description, pid, pidfd, resources, runtime_max };
-        let started = match self.line().await {
-            Ok(line) => scope::start(&line, &wanted, self.around()).await,
-            Err(absent) => Err(unreachable(run, UnitKind::Scope, &absent)),
-        };
+        let started = scope::start(self, &wanted, self.around()).await;
         self.started(run, UnitKind::Scope, started, done, wake).await;
     }
 
     async fn start_service(&self, wanted: ServiceWanted, done: Done, wake: &Wake) {
         let run = wanted.run;
-        let started = match self.line().await {
-            Ok(line) => service::start(&line, &wanted, self.around(), self.uid == 0).await,
-            Err(absent) => Err(unreachable(run, UnitKind::Service, &absent)),
-        };
+        let started = service::start(self, &wanted, self.around(), self.uid == 0).await;
         // The unit has the gate now.
         drop(wanted);
         self.started(run, UnitKind::Service, started, done, wake).await;
@@ -443,26 +457,54 @@ impl Link {
         }
     }
 
+    /// The connection; another one if it was lost.
     async fn line(&self) -> Result<Line, Absent> {
         let mut kept = self.line.lock().await;
         if kept.bus.is_closed() {
-            *kept = line(&self.address, &self.mount, self.uid, self.jobs.clone()).await?.0;
+            *kept = line(&self.address, &self.mount, self.uid, self.jobs.clone(), self.lost.clone()).await?.0;
         }
         Ok(kept.clone())
+    }
+
+    /// Whether the manager is spoken to by way of a bus, and has no socket for us. A bus that is lost stays lost: a launch
+    /// fails at once, and the next one looks for the next bus.
+    fn is_by_bus(&self) -> bool {
+        self.address.socket.is_none()
+    }
+
+    /// The connection, for a unit that the manager has. None while the manager may come back.
+    async fn line_again(&self, unit: &str) -> Result<Option<Line>, KernelError> {
+        match self.line().await {
+            Ok(line) => Ok(Some(line)),
+            Err(absent) if self.is_by_bus() => Err(scope::unreachable(unit, &absent)),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// Connects anew at once, and not with the next launch: what others have systemd do with live runs is to be heard.
+    async fn listen_again(self: Arc<Self>) {
+        for _ in 0..TRIES {
+            if self.line().await.is_ok() {
+                return;
+            }
+            tokio::time::sleep(scope::AWAY).await;
+        }
     }
 }
 
 /// Finds the manager, and listens to what it does.
-async fn line(address: &str, mount: &Cgroup2Mount, uid: u32, jobs: Arc<Jobs>) -> Result<(Line, Place), Absent> {
+async fn line(
+    address: &Address,
+    mount: &Cgroup2Mount,
+    uid: u32,
+    jobs: Arc<Jobs>,
+    lost: Arc<Notify>,
+) -> Result<(Line, Place), Absent> {
     let (bus, place) = bus::connect(address, mount, uid).await?;
-    let deaf = |why: String| Absent::NoManager { address: address.to_owned(), why, uid };
-    let line = tokio::time::timeout(bus::CONNECT, Line::listen(bus, jobs)).await;
+    let deaf = |why: String| Absent::NoManager { address: address.bus.clone(), why, uid };
+    let line = tokio::time::timeout(bus::CONNECT, Line::listen(bus, jobs, lost)).await;
     let line = line.map_err(|_| deaf("it does not let us listen to it".to_owned()))?;
     Ok((line.map_err(|e| deaf(bus::reason(&e)))?, place))
-}
-
-fn unreachable(run: RunId, kind: UnitKind, absent: &Absent) -> KernelError {
-    scope::failed(&names::unit(run, kind), io::Error::other(absent.to_string()))
 }
 
 #[cfg(test)]

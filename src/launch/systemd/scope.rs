@@ -5,14 +5,14 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use zbus::{Connection, OwnedObjectPath, Variant};
 
-use super::Started;
 use super::bus::{self, Object, Place, SYSTEMD, THE_MANAGER, call};
 use super::jobs::Line;
 use super::names::{self, UnitKind};
+use super::{Absent, Link, Started};
 use crate::kernel::cgroup::{CgroupDir, parse_populated};
 use crate::kernel::mount::Cgroup2Mount;
 use crate::kernel::{KernelError, process};
@@ -39,8 +39,11 @@ const WITH_PIDFDS: u32 = 255;
 const DESCRIPTION_MAX: usize = 200;
 
 /// The time until a manager is asked again that was away: it executes itself anew (`daemon-reexec`, with each update of
-/// systemd), and drops the calls that it has not answered.
+/// systemd), and drops the calls that it has not answered, and the connections to its own socket.
 pub(super) const AWAY: Duration = Duration::from_millis(100);
+
+/// How long a manager that cannot be connected to is taken to be away.
+const UNREACHABLE: Duration = Duration::from_secs(3);
 
 /// What a scope is made for.
 pub(super) struct Wanted {
@@ -129,7 +132,7 @@ impl Surroundings<'_> {
     /// process is not where it ought to be.
     pub(super) async fn cgroup_of(
         &self,
-        line: &Line,
+        bus: &Connection,
         unit: &str,
         kind: UnitKind,
         workflow: &str,
@@ -140,23 +143,25 @@ impl Surroundings<'_> {
         {
             return Ok(prove(&found, pid, self.mount));
         }
-        let told = property_of(&line.bus, unit, kind, "ControlGroup").await?;
+        let told = property_of(bus, unit, kind, "ControlGroup").await?;
         Ok(prove(Path::new(&told), pid, self.mount))
     }
 }
 
 /// Starts a scope with the process in it, or says why not, within the deadline.
-pub(super) async fn start(line: &Line, wanted: &Wanted, around: Surroundings<'_>) -> Result<Started, KernelError> {
+pub(super) async fn start(link: &Link, wanted: &Wanted, around: Surroundings<'_>) -> Result<Started, KernelError> {
     let unit = names::unit(wanted.run, UnitKind::Scope);
     let step = Step::default();
     let steps = async {
-        let job = start_unit(line, &unit, wanted.properties(around.place.version), &step).await?;
+        let Asked { job, is_done } = start_unit(link, &unit, wanted.properties(around.place.version), &step).await?;
         loop {
-            match around.cgroup_of(line, &unit, UnitKind::Scope, &wanted.workflow, wanted.pid).await {
-                Err(e) if is_away(&e) => {}
-                // Nobody told its job, so nobody tells when it has a cgroup.
-                Ok(Err(_)) if job.is_none() && !has_ended(wanted.pid) => {}
-                found => return Ok((found.map_err(|e| from_bus(&unit, &e))??, job)),
+            if let Some(Line { bus, .. }) = link.line_again(&unit).await? {
+                match around.cgroup_of(&bus, &unit, UnitKind::Scope, &wanted.workflow, wanted.pid).await {
+                    Err(e) if is_away(&e, &bus) => {}
+                    // Nobody told that its job is done, so nobody tells when it has a cgroup.
+                    Ok(Err(_)) if !is_done && !has_ended(wanted.pid) => {}
+                    found => return Ok((found.map_err(|e| from_bus(&unit, &e))??, job)),
+                }
             }
             tokio::time::sleep(AWAY).await;
         }
@@ -197,49 +202,68 @@ pub(super) async fn in_time<T>(
     })
 }
 
-/// Starts a transient unit and waits for the end of its job. Gives the job; none if the manager went away meanwhile, and has
-/// the unit.
+/// A unit that the manager has.
+pub(super) struct Asked {
+    /// The job that starts it; none if the manager went away before it told that.
+    pub job: Option<OwnedObjectPath>,
+    /// Whether the job is known to be done: it is not if the manager went away meanwhile.
+    pub is_done: bool,
+}
+
+/// Starts a transient unit and waits for the end of its job.
 pub(super) async fn start_unit(
-    line: &Line,
+    link: &Link,
     unit: &str,
     properties: Vec<(&'static str, Variant<'_>)>,
     step: &Step,
-) -> Result<Option<OwnedObjectPath>, KernelError> {
+) -> Result<Asked, KernelError> {
+    let begun = Instant::now();
     let refused = |e: zbus::Error| from_bus(unit, &e);
-    // Before the call, so that the end of its job is not missed.
-    let mut ends = line.ends_of(unit);
-    // Each time: a manager that was restarted meanwhile knows nothing of those who had subscribed.
-    line.subscribe().await.map_err(refused)?;
     let auxiliary: Vec<(&str, Vec<(&str, Variant<'_>)>)> = Vec::new();
     let body = (unit, "fail", properties, auxiliary);
     let mut is_asked_again = false;
-    let job: Option<OwnedObjectPath> = loop {
-        match call(&line.bus, THE_MANAGER, "StartTransientUnit", &body).await {
-            Ok(job) => break Some(job),
-            Err(e) if is_away(&e) => {
+    let (job, mut ends) = loop {
+        let line = match link.line().await {
+            Ok(line) => line,
+            Err(absent) if link.is_by_bus() || begun.elapsed() > UNREACHABLE => return Err(unreachable(unit, &absent)),
+            Err(_) => {
+                tokio::time::sleep(AWAY).await;
+                continue;
+            }
+        };
+        // Before the call, so that the end of its job is not missed.
+        let ends = line.ends_of(unit);
+        // Each time: a manager that was restarted meanwhile knows nothing of those who had subscribed.
+        let asked = async {
+            line.subscribe().await?;
+            call::<_, OwnedObjectPath>(&line.bus, THE_MANAGER, "StartTransientUnit", &body).await
+        };
+        match asked.await {
+            Ok(job) => break (job, ends),
+            Err(e) if is_away(&e, &line.bus) => {
                 is_asked_again = true;
                 tokio::time::sleep(AWAY).await;
-                // It may be another process by now.
-                let _ = line.subscribe().await;
             }
             // What was not answered had arrived. That it is ours is proved below.
-            Err(e) if is_asked_again && is_of_systemd(&e, "UnitExists") => break None,
+            Err(e) if is_asked_again && is_of_systemd(&e, "UnitExists") => {
+                return Ok(Asked { job: None, is_done: false });
+            }
             Err(e) => return Err(refused(e)),
         }
     };
 
     step.is("start the unit");
-    if let Some(job) = &job {
-        match ends.of(job).await.map_err(refused)?.as_str() {
-            "done" => {}
-            result => {
-                let why = format!("systemd could not start it (result: {result})");
-                return Err(failed(unit, io::Error::other(why)));
-            }
+    let is_done = match ends.of(&job).await.as_deref() {
+        Ok("done") => true,
+        Ok(result) => {
+            let why = format!("systemd could not start it (result: {result})");
+            return Err(failed(unit, io::Error::other(why)));
         }
-        step.is("tell the unit's cgroup");
-    }
-    Ok(job)
+        // It has the unit, and may tell nobody any more how the job went.
+        Err(_) => false,
+    };
+    step.is("tell the unit's cgroup");
+    Ok(Asked { job: Some(job), is_done })
 }
 
 /// Gives up a unit in which no process is. systemd collects a scope when it sees the cgroup become empty; it never sees
@@ -322,11 +346,26 @@ pub(super) fn is_of_systemd(error: &zbus::Error, name: &str) -> bool {
     matches!(error, zbus::Error::MethodError(n, ..) if n.as_str().strip_prefix("org.freedesktop.systemd1.") == Some(name))
 }
 
-/// Whether the bus says that the manager left without an answer, or is not there.
-pub(super) fn is_away(error: &zbus::Error) -> bool {
+/// Whether the manager left without an answer, or is not there, as the bus says; or as the lost connection to its own socket
+/// does. A bus that is lost is none that comes back.
+pub(super) fn is_away(error: &zbus::Error, asked: &Connection) -> bool {
+    is_said_to_be_away(error, asked.is_bus())
+}
+
+fn is_said_to_be_away(error: &zbus::Error, by_bus: bool) -> bool {
     use zbus::fdo::Error as E;
-    let zbus::Error::FDO(error) = error else { return false };
-    matches!(**error, E::NoReply(_) | E::ServiceUnknown(_) | E::NameHasNoOwner(_) | E::Disconnected(_))
+    match error {
+        zbus::Error::InputOutput(_) => !by_bus,
+        zbus::Error::FDO(error) => {
+            matches!(**error, E::NoReply(_) | E::ServiceUnknown(_) | E::NameHasNoOwner(_) | E::Disconnected(_))
+        }
+        _ => false,
+    }
+}
+
+/// The failure of who cannot connect to the manager any more.
+pub(super) fn unreachable(unit: &str, absent: &Absent) -> KernelError {
+    failed(unit, io::Error::other(absent.to_string()))
 }
 
 pub(super) fn from_bus(unit: &str, error: &zbus::Error) -> KernelError {
@@ -419,8 +458,8 @@ mod tests {
     fn a_manager_that_left_without_an_answer_is_asked_again_and_one_that_refuses_is_not() {
         use zbus::fdo::Error as E;
         let away = [E::NoReply(String::new()), E::ServiceUnknown(String::new()), E::NameHasNoOwner(String::new())];
-        away.into_iter().for_each(|e| assert!(is_away(&e.into())));
+        away.into_iter().for_each(|e| assert!(is_said_to_be_away(&e.into(), true)));
         let refused = [E::AccessDenied(String::new()), E::InvalidArgs(String::new()), E::TimedOut(String::new())];
-        refused.into_iter().for_each(|e| assert!(!is_away(&e.into())));
+        refused.into_iter().for_each(|e| assert!(!is_said_to_be_away(&e.into(), true)));
     }
 }

@@ -10,18 +10,20 @@ use zbus::{Connection, OwnedObjectPath, Variant};
 use super::bus::{self, Object, SYSTEMD, THE_MANAGER, call};
 use super::jobs::Line;
 use super::names::{self, UnitKind};
-use super::scope::{self, Step, Surroundings};
-use super::{Main, Started};
+use super::scope::{self, Asked, Step, Surroundings};
+use super::{Link, Main, Started};
 use crate::kernel::{KernelError, process};
 use crate::launch::{limits, wrapper};
 use crate::model::{ExitStatus, Resources, RunId, Sandbox};
 
 /// What an ordinary process could ask for a process elsewhere, or use to change cgroups: out of a strict run's sight.
-const OUT_OF_SIGHT: [&str; 14] = [
+const OUT_OF_SIGHT: [&str; 15] = [
     // The buses and the managers.
     "-/run/user",
     "-/run/dbus/system_bus_socket",
     "-/run/systemd/private",
+    // The socket of the host's instance, which is made anew with each.
+    "-/var/lib/guardian",
     // at(1) and cron(8).
     "-/var/spool/cron",
     "-/run/atd.pid",
@@ -119,7 +121,7 @@ impl Wanted {
 
 /// Starts a service, whose wrapper then waits at the gate, or says why not, within the deadline.
 pub(super) async fn start(
-    line: &Line,
+    link: &Link,
     wanted: &Wanted,
     around: Surroundings<'_>,
     whole: bool,
@@ -127,19 +129,24 @@ pub(super) async fn start(
     let unit = names::unit(wanted.run, UnitKind::Service);
     let step = Step::default();
     let steps = async {
-        let job = scope::start_unit(line, &unit, wanted.properties(around.place.version, whole), &step).await?;
+        let properties = wanted.properties(around.place.version, whole);
+        let Asked { job, is_done } = scope::start_unit(link, &unit, properties, &step).await?;
         loop {
-            let asked = async {
-                let pid = main_pid(&line.bus, &unit).await?;
-                let main = open(pid);
-                let cgroup = around.cgroup_of(line, &unit, UnitKind::Service, &wanted.workflow, pid).await?;
-                zbus::Result::Ok((cgroup, main))
-            };
-            match asked.await {
-                Err(e) if scope::is_away(&e) => {}
-                told => {
-                    let (cgroup, main) = told.map_err(|e| scope::from_bus(&unit, &e))?;
-                    return Ok((cgroup?, main?, job));
+            if let Some(Line { bus, .. }) = link.line_again(&unit).await? {
+                let asked = async {
+                    let pid = main_pid(&bus, &unit).await?;
+                    let main = open(pid);
+                    let cgroup = around.cgroup_of(&bus, &unit, UnitKind::Service, &wanted.workflow, pid).await?;
+                    zbus::Result::Ok((cgroup, main))
+                };
+                match asked.await {
+                    Err(e) if scope::is_away(&e, &bus) => {}
+                    // Nobody told that its job is done, so nobody tells when it has a process.
+                    Ok((Err(_), _) | (_, Err(_))) if !is_done => {}
+                    told => {
+                        let (cgroup, main) = told.map_err(|e| scope::from_bus(&unit, &e))?;
+                        return Ok((cgroup?, main?, job));
+                    }
                 }
             }
             tokio::time::sleep(scope::AWAY).await;

@@ -1,4 +1,5 @@
 """The packages as an administrator handles them: installed, upgraded with runs alive, removed, purged; the .rpm too."""
+# quick: bookworm
 
 import glob
 import os

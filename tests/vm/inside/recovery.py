@@ -1,5 +1,6 @@
 """guardiand killed, restarted and stopped, the bus restarted, systemd executed anew: every run ends accounted for."""
 # limit: 600
+# quick: trixie
 
 import os
 import pathlib
@@ -92,9 +93,14 @@ class Recovery(unittest.TestCase):
 
     def test_the_bus_and_systemd_may_start_anew(self):
         run_id = detach("--", "sleep", "1000", user="alice")
+        stopped = detach("--", "sleep", "1000", user="alice")
         must("systemctl", "daemon-reexec")
         must("systemctl", "daemon-reload")
-        self.assertEqual(len(runs("alice")), 1)
+        self.assertEqual(len(runs("alice")), 2)
+        self.assertEqual(guardian("run", "true").status, 0, "launched as soon as systemd is back")
+        # It is listened to again.
+        must("systemctl", "stop", f"guardian-{stopped}.service")
+        self.assertEqual(until("it is over", lambda: show(stopped)["outcome"])["reason"], "stopped_outside")
         pid = main_pid()
         must("systemctl", "restart", "dbus.service")
         until("guardiand is on the new bus", serves, 60)

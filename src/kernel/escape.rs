@@ -1,0 +1,296 @@
+//! Processes that carry a run's mark and are outside of what contains it: finding them among all of the host, and ending
+//! them one by one.
+//!
+//! A mark is a claim: whoever starts a process chooses its environment, and a process may write over its own. So a process
+//! is a run's escapee only if all its uids are the run's, it is not older than the run, carries the id of just this run,
+//! which was drawn at random and is never used again, and is in no live run; all of that read while a pidfd holds it. The main
+//! process is on record and needs no mark. What cannot be read is not known, and is nobody's.
+//!
+//! Decides nothing: when to look and what to do is the caller's. To read the environment of a process that is stuck in the
+//! kernel can take for ever, so this is for a thread that nobody waits for.
+
+use std::collections::{BTreeMap, HashSet};
+use std::ffi::OsString;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use super::Finding;
+use super::kill::is_inside;
+use super::process::{self, Stat};
+use crate::failpoint;
+use crate::model::{Escapee, EscapeeAct, EscapeeState, Fate, ProcessId, RunId, Sought};
+
+/// The most that a look tells of one run.
+const MOST: usize = 64;
+
+/// How many parents of a process are looked at.
+const DEEPEST: usize = 1024;
+
+/// What contains a live run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Inside {
+    /// The cgroup of this name, as in `/proc/PID/cgroup`.
+    Cgroup(PathBuf),
+    /// A cgroup that is about to be made, whose last part has this name.
+    Named(OsString),
+    /// What is below this shim.
+    Shim(ProcessId),
+}
+
+/// Where a process is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// In a live run.
+    Inside,
+    Outside,
+    Unknown,
+}
+
+/// The live runs, and what contains each.
+#[derive(Debug, Clone, Default)]
+pub struct Live(pub BTreeMap<RunId, Inside>);
+
+impl Live {
+    /// The cgroups of runs, by their names.
+    fn cgroups(&self) -> HashSet<&Path> {
+        self.0.values().filter_map(|i| if let Inside::Cgroup(name) = i { Some(name.as_path()) } else { None }).collect()
+    }
+
+    /// Where a process is, which is in this cgroup.
+    fn place(&self, pid: u32, cgroup: Option<&Path>) -> Place {
+        let in_cgroup = |inside: &Inside| match (inside, cgroup) {
+            (Inside::Cgroup(name), Some(cgroup)) => is_inside(cgroup, name),
+            (Inside::Named(name), Some(cgroup)) => cgroup.iter().any(|part| part == name),
+            (Inside::Shim(_), _) | (_, None) => false,
+        };
+        if self.0.values().any(in_cgroup) {
+            return Place::Inside;
+        }
+        let has_cgroups = self.0.values().any(|inside| !matches!(inside, Inside::Shim(_)));
+        match self.is_below_a_shim(pid) {
+            Some(true) => Place::Inside,
+            Some(false) if cgroup.is_some() || !has_cgroups => Place::Outside,
+            _ => Place::Unknown,
+        }
+    }
+
+    /// None if a parent ended while it was looked at: then the process has another one by now.
+    fn is_below_a_shim(&self, pid: u32) -> Option<bool> {
+        let shim = |inside: &Inside| if let Inside::Shim(id) = inside { Some(id.pid) } else { None };
+        let shims: Vec<u32> = self.0.values().filter_map(shim).collect();
+        if shims.is_empty() {
+            return Some(false);
+        }
+        let mut at = pid;
+        for _ in 0..DEEPEST {
+            if shims.contains(&at) {
+                return Some(true);
+            }
+            match process::stat(at).ok()?.ppid {
+                0 => return Some(false),
+                parent => at = parent,
+            }
+        }
+        None
+    }
+
+    /// Whether it can be told what is outside of the run. Not so just after its shim was killed: then what was below it may
+    /// be anywhere.
+    fn can_tell(&self, sought: &Sought) -> bool {
+        match self.0.get(&sought.run) {
+            _ if sought.is_empty => true,
+            Some(Inside::Shim(shim)) => process::open_known(*shim).is_ok_and(|pidfd| !process::has_exited(pidfd)),
+            Some(Inside::Cgroup(_)) => true,
+            Some(Inside::Named(_)) | None => false,
+        }
+    }
+}
+
+/// Looks at all processes of the host for no longer than the budget, from this pid on, and begins where the last look came to
+/// when that was over. Those that are known are looked at first, and are there as long as they live. Says nothing of a run of
+/// which it cannot be told.
+pub fn look(all: &[Sought], live: &Live, from: &mut u32, budget: Duration) -> Vec<Finding> {
+    let started = Instant::now();
+    let mut found: BTreeMap<RunId, Vec<Escapee>> = BTreeMap::new();
+    let told: Vec<&Sought> = all.iter().filter(|sought| live.can_tell(sought)).collect();
+    for sought in &told {
+        let there = |id: &ProcessId| {
+            let (_pidfd, stat) = holding(*id)?;
+            let cgroup = process::cgroup(id.pid).ok();
+            // It may have gone back into the run.
+            let is_outside = live.place(id.pid, cgroup.as_deref()) != Place::Inside;
+            is_outside.then(|| escapee(*id, stat.comm, cgroup.as_deref()))
+        };
+        let mut there: Vec<Escapee> = sought.known.iter().filter_map(there).collect();
+        if !sought.known.contains(&sought.main)
+            && let Some((_, main)) = prove(sought.main.pid, sought, live).filter(|(_, e)| e.process == sought.main)
+        {
+            there.push(main);
+        }
+        found.insert(sought.run, there);
+    }
+    let by_mark: BTreeMap<Vec<u8>, &Sought> =
+        told.iter().map(|sought| (sought.run.to_string().into_bytes(), *sought)).collect();
+    let mut pids = if by_mark.is_empty() { Vec::new() } else { pids() };
+    let first = pids.partition_point(|pid| *pid < *from);
+    pids.rotate_left(first);
+    *from = 0;
+    let cgroups = live.cgroups();
+    for pid in pids {
+        if started.elapsed() > budget {
+            *from = pid;
+            break;
+        }
+        // The cgroup first: who is in a run's is known by that, without a look at the environment.
+        let cgroup = process::cgroup(pid).ok();
+        if cgroup.as_deref().is_some_and(|cgroup| cgroup.ancestors().any(|of| cgroups.contains(of))) {
+            continue;
+        }
+        let Some(sought) = process::variable(pid, MARK).and_then(|mark| by_mark.get(&mark).copied()) else { continue };
+        let known = found.entry(sought.run).or_default();
+        if known.len() < MOST
+            && !known.iter().any(|e| e.process.pid == pid)
+            && let Some((_, escapee)) = prove(pid, sought, live)
+        {
+            known.push(escapee);
+        }
+    }
+    let finding = |sought: &Sought| {
+        let found = found.remove(&sought.run).unwrap_or_default();
+        Finding::Sought { run: sought.run, number: sought.number, found }
+    };
+    told.into_iter().map(finding).collect()
+}
+
+/// The mark of a run in the environment of its processes.
+const MARK: &str = "GUARDIAN_RUN_ID";
+
+/// Does something to those that are meant. Each is proved anew before it is signalled.
+pub fn act(of: &Sought, live: &Live, act: EscapeeAct) -> Finding {
+    let signals: &[Signal] = match act {
+        EscapeeAct::Look => &[],
+        EscapeeAct::Terminate => &[Signal::TERM, Signal::CONT],
+        EscapeeAct::Kill => &[Signal::KILL],
+    };
+    let states = of.known.iter().map(|id| (*id, state(*id, of, live, signals))).collect();
+    Finding::Acted { run: of.run, number: of.number, act, states }
+}
+
+fn state(id: ProcessId, of: &Sought, live: &Live, signals: &[Signal]) -> EscapeeState {
+    if holding(id).is_none() {
+        return EscapeeState::Gone;
+    }
+    let Some(first) = signals.first() else { return EscapeeState::There };
+    let proved = if live.can_tell(of) { prove(id.pid, of, live) } else { None };
+    let Some((pidfd, _)) = proved.filter(|(_, found)| found.process == id) else {
+        return if holding(id).is_none() { EscapeeState::Gone } else { EscapeeState::NotProved };
+    };
+    match process::signal(&pidfd, *first) {
+        Ok(()) => {
+            // The first one may have ended it: then there is nobody for the next.
+            signals.iter().skip(1).for_each(|signal| drop(process::signal(&pidfd, *signal)));
+            EscapeeState::There
+        }
+        Err(e) if e.is_gone() => EscapeeState::Gone,
+        Err(_) => EscapeeState::NotProved,
+    }
+}
+
+/// The process that was known by this id, if it is there and has not ended.
+fn holding(id: ProcessId) -> Option<(OwnedFd, Stat)> {
+    let pidfd = process::open_known(id).ok()?;
+    let stat = process::stat(id.pid).ok()?;
+    (!stat.has_ended() && !process::has_exited(&pidfd)).then_some((pidfd, stat))
+}
+
+/// A process that is proved to be an escapee of the run, as far as that can be proved, and what holds it.
+fn prove(pid: u32, of: &Sought, live: &Live) -> Option<(OwnedFd, Escapee)> {
+    if pid == std::process::id() || failpoint::without("guard.escapees").is_some() {
+        return None;
+    }
+    let pidfd = process::open(pid).ok()?;
+    let stat = process::stat(pid).ok()?;
+    if stat.has_ended() || stat.start_ticks < of.main.start_ticks || process::uids(pid).ok()? != [of.uid; 4] {
+        return None;
+    }
+    // The main process is known without a mark, which it may have lost.
+    if stat.id() != of.main && process::variable(pid, MARK)? != of.run.to_string().as_bytes() {
+        return None;
+    }
+    let cgroup = match process::cgroup(pid) {
+        Ok(cgroup) => Some(cgroup),
+        Err(e) if e.is_gone() => return None,
+        // Where there is no cgroup2, or it is not readable.
+        Err(_) => None,
+    };
+    if live.place(pid, cgroup.as_deref()) != Place::Outside {
+        return None;
+    }
+    // It lives, so the number was its own all the time.
+    (!process::has_exited(&pidfd)).then(|| (pidfd, escapee(stat.id(), stat.comm, cgroup.as_deref())))
+}
+
+fn escapee(process: ProcessId, name: String, cgroup: Option<&Path>) -> Escapee {
+    let cgroup = cgroup.map(|path| path.to_string_lossy().into_owned()).unwrap_or_default();
+    Escapee { process, name, cgroup, fate: Fate::LeftAlone }
+}
+
+/// All pids, in ascending order.
+fn pids() -> Vec<u32> {
+    let Ok(listed) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let mut pids: Vec<u32> = listed.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    pids.sort_unstable();
+    pids
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn live(inside: impl IntoIterator<Item = Inside>) -> Live {
+        Live((1..).map(|n| RunId::from_bytes([n; 6])).zip(inside).collect())
+    }
+
+    #[test]
+    fn a_process_is_inside_of_a_run_by_its_cgroup_or_by_its_shim_and_else_outside() {
+        let me = std::process::id();
+        let parent = process::stat(me).unwrap().ppid;
+        let shim = |pid| Inside::Shim(ProcessId { pid, start_ticks: 1 });
+        let unit = || Inside::Named("guardian-run_1.scope".into());
+        let cgroup = || Inside::Cgroup("/a/run_1".into());
+        let cases = [
+            (live([cgroup()]), Some("/a/run_1"), Place::Inside),
+            (live([cgroup()]), Some("/a/run_1/below"), Place::Inside),
+            (live([cgroup()]), Some("/a/run_12"), Place::Outside),
+            (live([cgroup()]), None, Place::Unknown),
+            (live([unit()]), Some("/guardian.slice/guardian-run_1.scope"), Place::Inside),
+            (live([unit()]), Some("/guardian.slice/guardian-run_2.scope"), Place::Outside),
+            (live([shim(me)]), Some("/"), Place::Inside),
+            (live([shim(parent)]), None, Place::Inside),
+            (live([shim(u32::MAX)]), None, Place::Outside),
+            (live([shim(u32::MAX), cgroup()]), None, Place::Unknown),
+            (live([]), None, Place::Outside),
+        ];
+        for (live, cgroup, expected) in cases {
+            assert_eq!(live.place(me, cgroup.map(Path::new)), expected, "{cgroup:?} {live:?}");
+        }
+        let mut gone = std::process::Command::new("true").spawn().unwrap();
+        gone.wait().unwrap();
+        assert_eq!(live([shim(me)]).place(gone.id(), Some(Path::new("/"))), Place::Unknown);
+    }
+
+    #[test]
+    fn nothing_is_told_of_a_run_that_may_have_scattered() {
+        let mut shim = std::process::Command::new("true").spawn().unwrap();
+        let id = process::stat(shim.id()).unwrap().id();
+        shim.wait().unwrap();
+        let run = RunId::from_bytes([1; 6]);
+        let sought = |is_empty| Sought { run, number: 7, uid: 0, main: id, is_empty, known: Vec::new() };
+        let look = |is_empty| look(&[sought(is_empty)], &live([Inside::Shim(id)]), &mut 0, Duration::from_secs(9));
+        assert_eq!(look(false), []);
+        assert_eq!(look(true), [Finding::Sought { run, number: 7, found: Vec::new() }]);
+    }
+}
