@@ -190,16 +190,18 @@ fn kill_keeps_what_was_seen(world: &World) {
     let cause = format!("waits on a TCP read from 127.0.0.1:{port} (fd 3, recvfrom)");
     let script = world.script("stuck.py");
     let run = world.detach(
-        &["--readiness", "exec", "--max-runtime", "1500ms", "--grace", "3s"],
+        &["--readiness", "exec", "--grace", "10m"],
         &["sh", "-c", "trap 'echo terminated' TERM; \"$@\"; sleep 1000", "sh", python(), &script, "tcp", &port],
     );
+    eventually("it is stuck", || world.explained(&run)["explanation"].as_str()?.contains(&cause).then_some(()));
+    world.guardian(["kill", "--no-wait", &run]).exits(0);
     // In its grace only the shell and what it starts then are left, and it can be explained too.
     eventually("it is explained in its grace", || {
         let told = world.explained(&run);
         let phase = world.show(&run).phase;
         (phase == Phase::Stopping && told["explanation"].as_str()?.contains("sleep (pid ")).then_some(())
     });
-    world.guardian(["wait", &run]).exits(124);
+    world.guardian(["kill", "--force", &run]).exits(0);
     let kept = world.explained(&run);
     assert!(kept["explanation"].as_str().unwrap().contains(&cause), "{kept}");
     assert_eq!(kept["kept"], true);

@@ -131,8 +131,13 @@ impl Instance {
 impl Drop for Instance {
     fn drop(&mut self) {
         let pid = self.pid();
-        let runs: Vec<RunId> = self.list().iter().map(|run| run.spec.id).collect();
-        self.kill_all(&runs);
+        // Whatever went wrong before: no run of it stays.
+        let runs = self.runtime.block_on(self.client.list(&RunFilter::default())).unwrap_or_default();
+        let runs: Vec<String> = runs.iter().map(|run| run.spec.id.to_string()).collect();
+        let end = |run| self.runtime.block_on(self.client.kill(run, KillMode::Force, "measured"));
+        runs.iter().for_each(|run| drop(end(run)));
+        let patience = Some(Duration::from_secs(120));
+        runs.iter().for_each(|run| drop(self.runtime.block_on(self.client.wait(run, patience))));
         let subtree = std::fs::read_to_string(self.dir.path().join("state/instance-key")).unwrap_or_default();
         // It may have ended before it could answer.
         let _ = self.runtime.block_on(self.client.stop());

@@ -119,6 +119,11 @@ fn threads(pid: u32) -> Vec<PathBuf> {
     fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten().map(|e| e.path()).collect()
 }
 
+/// How many descriptors a process has.
+pub fn descriptors(pid: u32) -> u64 {
+    fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count() as u64
+}
+
 /// CPU time of all threads of a process, with nanoseconds where the kernel counts them.
 pub fn cpu_time(pid: u32) -> Duration {
     threads(pid).iter().map(|t| schedstat(&t.join("schedstat"))).sum()

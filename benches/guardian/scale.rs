@@ -8,10 +8,11 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use guardian::model::RunId;
+use rustix::process::Resource;
 
 use super::Extent;
 use super::adaptor::Instance;
-use super::host::{cpu_time, own_cpu_time, resident_mib, wakeups};
+use super::host::{cpu_time, descriptors, own_cpu_time, resident_mib, wakeups};
 use super::table::{Promise, Table, Unit, median_ms};
 
 const SLEEP: [&str; 2] = ["sleep", "100000"];
@@ -43,7 +44,9 @@ pub fn measure(extent: Extent, table: &mut Table) {
         list_ms: Promise::AtMost(3.0),
     };
     let instance = Instance::start();
+    let before = descriptors(instance.pid());
     let runs = start(&instance, 1000);
+    let each = (descriptors(instance.pid()) - before).div_ceil(runs.len() as u64);
     watched(extent, table, &instance, &runs, "", promises);
     late(table, &instance);
     instance.kill_all(&runs);
@@ -56,6 +59,15 @@ pub fn measure(extent: Extent, table: &mut Table) {
 
     // Linear in runs and flat in history: the promises of 1,000 runs, five times; history adds nothing.
     let (count, events) = if extent.quick { (1000, 50_000) } else { (5000, 1_000_000) };
+    // What an instance keeps for itself is not more than it keeps for a hundred runs.
+    let (needed, most) = (u64::from(count + 100) * each, rustix::process::getrlimit(Resource::Nofile).maximum);
+    if let Some(most) = most.filter(|most| *most < needed) {
+        eprintln!(
+            "!!! {count} runs WERE NOT MEASURED: an instance needs {needed} descriptors for them, and a process may have \
+             {most} here; allow it more: ulimit -Hn {needed}"
+        );
+        return;
+    }
     let times = f64::from(count) / 1000.0;
     eprintln!("  writing {events} past events");
     let instance = Instance::start_with_history(events);

@@ -10,7 +10,7 @@
 //! kernel can take for ever, so this is for a thread that nobody waits for.
 
 use std::collections::{BTreeMap, HashSet};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -18,7 +18,6 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use super::Finding;
-use super::kill::is_inside;
 use super::process::{self, Stat};
 use crate::failpoint;
 use crate::model::{Escapee, EscapeeAct, EscapeeState, Fate, ProcessId, RunId, Sought};
@@ -53,23 +52,33 @@ enum Place {
 #[derive(Debug, Clone, Default)]
 pub struct Live(pub BTreeMap<RunId, Inside>);
 
-impl Live {
-    /// The cgroups of runs, by their names.
-    fn cgroups(&self) -> HashSet<&Path> {
-        self.0.values().filter_map(|i| if let Inside::Cgroup(name) = i { Some(name.as_path()) } else { None }).collect()
+/// The same by place: a look asks it of each process, and there can be thousands of either.
+struct Places<'a> {
+    live: &'a Live,
+    cgroups: HashSet<&'a Path>,
+    names: HashSet<&'a OsStr>,
+    shims: HashSet<u32>,
+}
+
+impl<'a> Places<'a> {
+    fn of(live: &'a Live) -> Self {
+        let mut places = Places { live, cgroups: HashSet::new(), names: HashSet::new(), shims: HashSet::new() };
+        for inside in live.0.values() {
+            match inside {
+                Inside::Cgroup(name) => _ = places.cgroups.insert(name),
+                Inside::Named(name) => _ = places.names.insert(name),
+                Inside::Shim(shim) => _ = places.shims.insert(shim.pid),
+            }
+        }
+        places
     }
 
     /// Where a process is, which is in this cgroup.
     fn place(&self, pid: u32, cgroup: Option<&Path>) -> Place {
-        let in_cgroup = |inside: &Inside| match (inside, cgroup) {
-            (Inside::Cgroup(name), Some(cgroup)) => is_inside(cgroup, name),
-            (Inside::Named(name), Some(cgroup)) => cgroup.iter().any(|part| part == name),
-            (Inside::Shim(_), _) | (_, None) => false,
-        };
-        if self.0.values().any(in_cgroup) {
+        if cgroup.is_some_and(|cgroup| self.has(cgroup)) {
             return Place::Inside;
         }
-        let has_cgroups = self.0.values().any(|inside| !matches!(inside, Inside::Shim(_)));
+        let has_cgroups = !self.cgroups.is_empty() || !self.names.is_empty();
         match self.is_below_a_shim(pid) {
             Some(true) => Place::Inside,
             Some(false) if cgroup.is_some() || !has_cgroups => Place::Outside,
@@ -77,16 +86,20 @@ impl Live {
         }
     }
 
+    /// Whether a cgroup is a run's, or below one.
+    fn has(&self, cgroup: &Path) -> bool {
+        cgroup.ancestors().any(|of| self.cgroups.contains(of))
+            || !self.names.is_empty() && cgroup.iter().any(|part| self.names.contains(part))
+    }
+
     /// None if a parent ended while it was looked at: then the process has another one by now.
     fn is_below_a_shim(&self, pid: u32) -> Option<bool> {
-        let shim = |inside: &Inside| if let Inside::Shim(id) = inside { Some(id.pid) } else { None };
-        let shims: Vec<u32> = self.0.values().filter_map(shim).collect();
-        if shims.is_empty() {
+        if self.shims.is_empty() {
             return Some(false);
         }
         let mut at = pid;
         for _ in 0..DEEPEST {
-            if shims.contains(&at) {
+            if self.shims.contains(&at) {
                 return Some(true);
             }
             match process::stat(at).ok()?.ppid {
@@ -100,7 +113,7 @@ impl Live {
     /// Whether it can be told what is outside of the run. Not so just after its shim was killed: then what was below it may
     /// be anywhere.
     fn can_tell(&self, sought: &Sought) -> bool {
-        match self.0.get(&sought.run) {
+        match self.live.0.get(&sought.run) {
             _ if sought.is_empty => true,
             Some(Inside::Shim(shim)) => process::open_known(*shim).is_ok_and(|pidfd| !process::has_exited(pidfd)),
             Some(Inside::Cgroup(_)) => true,
@@ -115,18 +128,21 @@ impl Live {
 pub fn look(all: &[Sought], live: &Live, from: &mut u32, budget: Duration) -> Vec<Finding> {
     let started = Instant::now();
     let mut found: BTreeMap<RunId, Vec<Escapee>> = BTreeMap::new();
-    let told: Vec<&Sought> = all.iter().filter(|sought| live.can_tell(sought)).collect();
+    let places = Places::of(live);
+    let told: Vec<&Sought> = all.iter().filter(|sought| places.can_tell(sought)).collect();
     for sought in &told {
         let there = |id: &ProcessId| {
             let (_pidfd, stat) = holding(*id)?;
             let cgroup = process::cgroup(id.pid).ok();
             // It may have gone back into the run.
-            let is_outside = live.place(id.pid, cgroup.as_deref()) != Place::Inside;
+            let is_outside = places.place(id.pid, cgroup.as_deref()) != Place::Inside;
             is_outside.then(|| escapee(*id, stat.comm, cgroup.as_deref()))
         };
         let mut there: Vec<Escapee> = sought.known.iter().filter_map(there).collect();
+        let is_inside = || process::cgroup(sought.main.pid).is_ok_and(|cgroup| places.has(&cgroup));
         if !sought.known.contains(&sought.main)
-            && let Some((_, main)) = prove(sought.main.pid, sought, live).filter(|(_, e)| e.process == sought.main)
+            && !is_inside()
+            && let Some((_, main)) = prove(sought.main.pid, sought, &places).filter(|(_, e)| e.process == sought.main)
         {
             there.push(main);
         }
@@ -138,7 +154,6 @@ pub fn look(all: &[Sought], live: &Live, from: &mut u32, budget: Duration) -> Ve
     let first = pids.partition_point(|pid| *pid < *from);
     pids.rotate_left(first);
     *from = 0;
-    let cgroups = live.cgroups();
     for pid in pids {
         if started.elapsed() > budget {
             *from = pid;
@@ -146,14 +161,14 @@ pub fn look(all: &[Sought], live: &Live, from: &mut u32, budget: Duration) -> Ve
         }
         // The cgroup first: who is in a run's is known by that, without a look at the environment.
         let cgroup = process::cgroup(pid).ok();
-        if cgroup.as_deref().is_some_and(|cgroup| cgroup.ancestors().any(|of| cgroups.contains(of))) {
+        if cgroup.as_deref().is_some_and(|cgroup| places.has(cgroup)) {
             continue;
         }
         let Some(sought) = process::variable(pid, MARK).and_then(|mark| by_mark.get(&mark).copied()) else { continue };
         let known = found.entry(sought.run).or_default();
         if known.len() < MOST
             && !known.iter().any(|e| e.process.pid == pid)
-            && let Some((_, escapee)) = prove(pid, sought, live)
+            && let Some((_, escapee)) = prove(pid, sought, &places)
         {
             known.push(escapee);
         }
@@ -175,16 +190,17 @@ pub fn act(of: &Sought, live: &Live, act: EscapeeAct) -> Finding {
         EscapeeAct::Terminate => &[Signal::TERM, Signal::CONT],
         EscapeeAct::Kill => &[Signal::KILL],
     };
-    let states = of.known.iter().map(|id| (*id, state(*id, of, live, signals))).collect();
+    let places = Places::of(live);
+    let states = of.known.iter().map(|id| (*id, state(*id, of, &places, signals))).collect();
     Finding::Acted { run: of.run, number: of.number, act, states }
 }
 
-fn state(id: ProcessId, of: &Sought, live: &Live, signals: &[Signal]) -> EscapeeState {
+fn state(id: ProcessId, of: &Sought, places: &Places, signals: &[Signal]) -> EscapeeState {
     if holding(id).is_none() {
         return EscapeeState::Gone;
     }
     let Some(first) = signals.first() else { return EscapeeState::There };
-    let proved = if live.can_tell(of) { prove(id.pid, of, live) } else { None };
+    let proved = if places.can_tell(of) { prove(id.pid, of, places) } else { None };
     let Some((pidfd, _)) = proved.filter(|(_, found)| found.process == id) else {
         return if holding(id).is_none() { EscapeeState::Gone } else { EscapeeState::NotProved };
     };
@@ -207,7 +223,7 @@ fn holding(id: ProcessId) -> Option<(OwnedFd, Stat)> {
 }
 
 /// A process that is proved to be an escapee of the run, as far as that can be proved, and what holds it.
-fn prove(pid: u32, of: &Sought, live: &Live) -> Option<(OwnedFd, Escapee)> {
+fn prove(pid: u32, of: &Sought, places: &Places) -> Option<(OwnedFd, Escapee)> {
     if pid == std::process::id() || failpoint::without("guard.escapees").is_some() {
         return None;
     }
@@ -226,7 +242,7 @@ fn prove(pid: u32, of: &Sought, live: &Live) -> Option<(OwnedFd, Escapee)> {
         // Where there is no cgroup2, or it is not readable.
         Err(_) => None,
     };
-    if live.place(pid, cgroup.as_deref()) != Place::Outside {
+    if places.place(pid, cgroup.as_deref()) != Place::Outside {
         return None;
     }
     // It lives, so the number was its own all the time.
@@ -275,11 +291,11 @@ mod tests {
             (live([]), None, Place::Outside),
         ];
         for (live, cgroup, expected) in cases {
-            assert_eq!(live.place(me, cgroup.map(Path::new)), expected, "{cgroup:?} {live:?}");
+            assert_eq!(Places::of(&live).place(me, cgroup.map(Path::new)), expected, "{cgroup:?} {live:?}");
         }
         let mut gone = std::process::Command::new("true").spawn().unwrap();
         gone.wait().unwrap();
-        assert_eq!(live([shim(me)]).place(gone.id(), Some(Path::new("/"))), Place::Unknown);
+        assert_eq!(Places::of(&live([shim(me)])).place(gone.id(), Some(Path::new("/"))), Place::Unknown);
     }
 
     #[test]

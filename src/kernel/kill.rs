@@ -140,7 +140,7 @@ pub fn is_spared(pid: u32) -> bool {
 }
 
 /// True if the cgroup of a process is this one or below it.
-pub fn is_inside(cgroup: &Path, of: &Path) -> bool {
+fn is_inside(cgroup: &Path, of: &Path) -> bool {
     cgroup.starts_with(of)
 }
 
