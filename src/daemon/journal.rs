@@ -3,11 +3,14 @@
 //! The journal's socket blocks when journald stops reading, after about 280 messages. So nobody but this thread writes
 //! to it: the queue is bounded, what does not fit is dropped and counted, and SQLite stays the record of truth.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, OnceLock};
 
-use tracing_subscriber::layer::SubscriberExt as _;
+use tracing::{Event, Subscriber};
+use tracing_subscriber::Layer;
+use tracing_subscriber::layer::{Context, SubscriberExt as _};
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::failpoint;
@@ -35,15 +38,37 @@ pub struct Journal {
 
 /// Sets up where log lines go: to the journal where one listens, and to standard error for a person who watches.
 pub fn init_logging(stderr: bool) {
-    let journal = tracing_journald::layer().ok();
-    let journal = journal.map(|l| l.with_field_prefix(None).with_syslog_identifier("guardiand".to_owned()));
+    let journal = journald();
+    let late = journal.is_none().then(Late::default);
     // Under systemd that is the journal as well.
     let stderr = (stderr && std::env::var_os("JOURNAL_STREAM").is_none()).then(|| {
         tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false).without_time().with_ansi(false)
     });
     let level = tracing_subscriber::filter::LevelFilter::INFO;
     // A second call in one process (tests do that) changes nothing.
-    let _ = tracing_subscriber::registry().with(level).with(journal).with(stderr).try_init();
+    let _ = tracing_subscriber::registry().with(level).with(journal).with(late).with(stderr).try_init();
+}
+
+/// None if no journald listens.
+fn journald() -> Option<tracing_journald::Layer> {
+    let layer = tracing_journald::layer().ok()?;
+    Some(layer.with_field_prefix(None).with_syslog_identifier("guardiand".to_owned()))
+}
+
+/// The journal of a host whose journald did not listen when the instance started: it may by now.
+#[derive(Default)]
+struct Late(OnceLock<tracing_journald::Layer>);
+
+impl<S: Subscriber + for<'span> LookupSpan<'span>> Layer<S> for Late {
+    fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
+        if self.0.get().is_none() {
+            journald().map(|layer| self.0.set(layer));
+        }
+        // It has to be told of each span from its beginning. Events of ours are in none.
+        if let Some(layer) = self.0.get().filter(|_| context.event_span(event).is_none()) {
+            layer.on_event(event, context);
+        }
+    }
 }
 
 impl Journal {

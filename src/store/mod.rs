@@ -16,6 +16,7 @@
 use crate::model::{AuditEvent, KillAnswer, Receipt, RunView};
 
 mod audit;
+mod doubt;
 mod error;
 mod open;
 mod reader;

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ErrorCode};
 
+use super::doubt::Doubt;
 use super::error::hint;
 use super::retention::{self, Pruned};
 use super::samples;
@@ -80,7 +81,8 @@ impl Writer {
     ) -> Result<Self, StoreError> {
         let (sender, inbox) = mpsc::sync_channel(CHANNEL);
         let (done, end) = mpsc::sync_channel(1);
-        let mut worker = Worker::new(conn, suspect, retention, synced, notices, journal);
+        let worker = Worker::new(conn, suspect, retention, synced, notices, journal);
+        let mut worker = worker.map_err(StoreError::sqlite("read the newest row"))?;
         let (unwritten, unkept) = (worker.unwritten.clone(), worker.unkept.clone());
         let thread = thread::Builder::new().name("store".to_owned()).spawn(move || {
             worker.run(&inbox);
@@ -161,6 +163,7 @@ struct Worker {
     conn: Connection,
     suspect: PathBuf,
     retention: Retention,
+    doubt: Doubt,
     notices: NoticeSink,
     journal: Option<JournalSink>,
     pending: VecDeque<Batch>,
@@ -188,8 +191,9 @@ impl Worker {
         synced: Arc<AtomicU64>,
         notices: NoticeSink,
         journal: Option<JournalSink>,
-    ) -> Self {
-        Self {
+    ) -> rusqlite::Result<Self> {
+        Ok(Self {
+            doubt: Doubt::open(&conn)?,
             conn,
             suspect,
             retention,
@@ -206,7 +210,7 @@ impl Worker {
             prune_at: Instant::now(),
             shrinking: false,
             writes: 0,
-        }
+        })
     }
 
     /// Serves until the channel is closed and what it held is written, or cannot be.
@@ -323,7 +327,12 @@ impl Worker {
     }
 
     fn prune(&mut self, now: Instant) {
-        match retention::step(&mut self.conn, &self.retention, record::now(), &mut self.shrinking) {
+        let wall = record::now();
+        let mut retention = self.retention;
+        if self.doubt.doubts(wall, now) {
+            retention.max_age = None;
+        }
+        match retention::step(&mut self.conn, &retention, wall, &mut self.shrinking) {
             Ok(Pruned::Some(row)) => {
                 self.prune_at = now;
                 self.unsynced.extend(row);

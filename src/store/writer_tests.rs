@@ -36,7 +36,7 @@ fn worker(dir: &Path) -> (Worker, Arc<Mutex<Vec<Notice>>>) {
     let sink = told.clone();
     let notices = Box::new(move |notice| sink.lock().unwrap().push(notice));
     let suspect = dir.join("guardian.db-suspect");
-    (Worker::new(open(dir).into_connection(), suspect, FOR_EVER, Arc::default(), notices, None), told)
+    (Worker::new(open(dir).into_connection(), suspect, FOR_EVER, Arc::default(), notices, None).unwrap(), told)
 }
 
 #[test]
@@ -288,7 +288,9 @@ fn a_stop_while_writing_fails_ends_in_time_and_says_what_is_lost() {
 #[test]
 fn retention_runs_at_the_start_and_tells_the_journal() {
     let dir = tempfile::tempdir().unwrap();
-    crate::store::testing::write(dir.path(), (1..=3).flat_map(|n| [write_finished(n), event(n)]));
+    let minutes_ago = u32::try_from(record::now().0 / 1_000_000).unwrap() - 300;
+    let them = minutes_ago..minutes_ago + 3;
+    crate::store::testing::write(dir.path(), them.flat_map(|n| [write_finished(n), event(n)]));
     let store = open(dir.path());
     let reader = store.reader().unwrap();
     let (sender, journal) = mpsc::channel();
@@ -298,7 +300,20 @@ fn retention_runs_at_the_start_and_tells_the_journal() {
     let row = journal.recv_timeout(Duration::from_secs(20)).unwrap();
     assert_eq!((row.seq, row.event.kind.as_str()), (4, "audit_pruned"));
     writer.stop().unwrap();
-    assert!(!reader.exists(run_id(1)).unwrap());
+    assert!(!reader.exists(run_id(minutes_ago)).unwrap());
+}
+
+#[test]
+fn a_clock_that_is_years_ahead_costs_no_history() {
+    let dir = tempfile::tempdir().unwrap();
+    crate::store::testing::write(dir.path(), (1..=3).flat_map(|n| [write_finished(n), event(n)]));
+    let (mut worker, _told) = worker(dir.path());
+    worker.retention.max_age = Some(Duration::from_secs(1));
+    worker.turn(Instant::now());
+    let reader = Reader::open(&dir.path().join("guardian.db"), worker.synced.clone()).unwrap();
+    assert!(worker.prune_at > Instant::now(), "retention has had its turn");
+    assert!((1..=3).all(|n| reader.exists(run_id(n)).unwrap()));
+    assert_eq!(rows(&reader), 3);
 }
 
 /// A minute of the last hours, with one reading.
