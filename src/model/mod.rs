@@ -47,7 +47,7 @@ pub use run::{
     RunView, Usage,
 };
 pub use sample::{Processes, Sample};
-pub use text::escape;
+pub use text::{escape, escape_lines, is_unsafe};
 pub use time::{Mono, Now, Wall, human_duration, parse_duration};
 pub use usage_sample::{HOUR, MINUTE, OpenMinute, UsageMinute, UsageSample, readings};
 pub use watch::{Action, Watch, WatchUpdate};
