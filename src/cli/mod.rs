@@ -13,6 +13,8 @@ mod ending;
 mod explain;
 mod extend;
 mod freeze;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod heartbeat;
 mod host;
 mod inherited;

@@ -10,6 +10,8 @@ mod escapee;
 mod event;
 mod evidence;
 mod explain;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod heartbeat;
 mod id;
 mod instance;

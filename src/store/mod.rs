@@ -17,6 +17,8 @@ use crate::model::{AuditEvent, KillAnswer, Receipt, RunView};
 
 mod audit;
 mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod open;
 mod reader;
 mod record;

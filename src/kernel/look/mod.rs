@@ -8,6 +8,8 @@
 mod calls;
 mod ends;
 mod files;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) mod fuzz;
 mod memory;
 mod peers;
 mod sockets;
