@@ -22,6 +22,8 @@ pub mod config;
 pub mod daemon;
 pub mod engine;
 pub mod failpoint;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 pub mod kernel;
 pub mod launch;
 pub mod model;

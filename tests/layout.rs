@@ -9,6 +9,20 @@ const MAY_SEE: &[(&str, &[&str])] = &[
     ("model", &[]),
     ("failpoint", &[]),
     ("stream", &[]),
+    // A part of each room's own, which sees no other.
+    (
+        "fuzz",
+        &[
+            "model::fuzz",
+            "engine::fuzz",
+            "config::fuzz",
+            "kernel::fuzz",
+            "launch::fuzz",
+            "store::fuzz",
+            "bus::fuzz",
+            "cli::fuzz",
+        ],
+    ),
     ("engine", &["model"]),
     ("config", &["model"]),
     ("kernel", &["model", "failpoint"]),

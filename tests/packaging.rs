@@ -64,8 +64,7 @@ fn the_catalog_has_an_entry_for_each_kind_of_event() {
             }
         }
         for field in entry.split('@').skip(1).step_by(2) {
-            let written =
-                format!("{} = ", field.to_lowercase()).replace("guardian_reason = ", "guardian_reason = event.");
+            let written = format!("{} = ", field.to_lowercase());
             assert!(journal.contains(&written), "{name} names {field}, which the journal does not get");
         }
     }

@@ -7,7 +7,7 @@ use clap::Parser;
 use guardian::config::load_for;
 use guardian::daemon::instance::{self, Options};
 use guardian::daemon::state_dir;
-use guardian::model::{Containment, InstanceKind};
+use guardian::model::{Containment, InstanceKind, escape_lines};
 
 /// Guardian's watchdog service
 ///
@@ -41,10 +41,10 @@ fn main() -> ExitCode {
     if let Some(status) = guardian::launch::hidden(std::env::args_os) {
         return status;
     }
-    match run(&Args::parse()) {
+    match run(&guardian::cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("guardiand: {e:#}");
+            eprintln!("guardiand: {}", escape_lines(&format!("{e:#}")).join("\n           "));
             ExitCode::FAILURE
         }
     }

@@ -327,9 +327,10 @@ fn id_from(text: &str) -> Result<RunId, Error> {
     text.parse().map_err(|e| Error::internal(format!("the instance's answer cannot be read: {e}")))
 }
 
-fn row_from(e: WireEvent) -> Result<AuditRow, Error> {
+pub(super) fn row_from(e: WireEvent) -> Result<AuditRow, Error> {
     let (seq, at, kind, run, workflow, uid, actor, reason, details, hash) = e;
     let kind = EventKind::ALL.iter().copied().find(|k| k.as_str() == kind).ok_or_else(|| {
+        let kind: String = kind.chars().take(40).collect();
         Error::internal(format!("row {seq} of the audit has the kind {kind:?}, which this version does not know"))
     })?;
     let event = AuditEvent {

@@ -275,8 +275,10 @@ fn check(request: &LaunchRequest) -> Result<(), Error> {
 }
 
 fn unknown(key: &str) -> Error {
+    // A key may have a megabyte, and comparing takes its square.
     let shown: String = key.chars().take(40).collect();
-    let close = |known: &&&str| strsim::jaro_winkler(&key.to_lowercase(), &known.to_lowercase()) > 0.85;
+    let lower = shown.to_lowercase();
+    let close = |known: &&&str| strsim::jaro_winkler(&lower, &known.to_lowercase()) > 0.85;
     let hint = KEYS.iter().find(close).map(|k| format!(": do you mean {k}?")).unwrap_or_default();
     Error::invalid(format!("{shown:?} is not a key of a launch{hint}"))
 }

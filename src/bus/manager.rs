@@ -64,7 +64,7 @@ impl From<&RunFilter> for FilterDict {
 }
 
 /// Reads a filter. Unknown keys are refused: a filter that is silently not applied shows what nobody asked for.
-fn filter(dict: &HashMap<String, OwnedVariant>) -> Result<RunFilter, Error> {
+pub(super) fn filter(dict: &HashMap<String, OwnedVariant>) -> Result<RunFilter, Error> {
     let mut filter = RunFilter { limit: RunFilter::DEFAULT_LIMIT, ..RunFilter::default() };
     let bad = |key: &str, wanted: &str| Error::invalid(format!("the filter {key} has the D-Bus type {wanted}"));
     let text = |key: &str, v: &OwnedVariant| <&str>::try_from(v).map(str::to_owned).map_err(|_| bad(key, "s"));
@@ -191,7 +191,7 @@ pub fn object_path(run: RunId) -> Result<OwnedObjectPath, Error> {
     OwnedObjectPath::try_from(run_path(run)).map_err(|e| Error::internal(e.to_string()))
 }
 
-fn event(row: AuditRow) -> WireEvent {
+pub(super) fn event(row: AuditRow) -> WireEvent {
     let e = row.event;
     let (uid, name) = view::actor(&e.actor);
     let run = e.run.map(|r| r.to_string()).unwrap_or_default();

@@ -15,6 +15,8 @@ pub mod client;
 mod driver;
 mod error;
 mod explain;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod launch;
 mod manager;
 mod moments;

@@ -453,6 +453,11 @@ mod tests {
             let mut bad = good.bytes().to_vec();
             bad[at] = 0xff;
             let _ = wire::list::<RunDict>(&bad);
+            // Whatever is still a list is one that zbus would have sent.
+            bad[at] = 0;
+            let sent =
+                wire::list::<RunDict>(&bad).map(|dicts| to_bytes(Context::new(NATIVE_ENDIAN, 0), &dicts).is_ok());
+            assert_ne!(sent, Some(false), "a NUL at {at}");
         }
     }
 }

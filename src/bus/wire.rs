@@ -102,9 +102,14 @@ impl<'a> Reader<'a> {
 
     fn text(&mut self) -> Option<&'a str> {
         let length = u32::from_ne_bytes(self.number()?) as usize;
-        let bytes = self.raw(length)?;
-        self.raw(1)?;
-        std::str::from_utf8(bytes).ok()
+        self.ended(length)
+    }
+
+    /// Text of this length, and the NUL that ends it, which is the only one.
+    fn ended(&mut self, length: usize) -> Option<&'a str> {
+        let (end, bytes) = self.raw(length.checked_add(1)?)?.split_last()?;
+        let is_text = *end == 0 && !bytes.contains(&0);
+        is_text.then(|| std::str::from_utf8(bytes).ok())?
     }
 
     /// Reads an array: calls `element` until its bytes are over.
@@ -123,9 +128,7 @@ impl<'a> Reader<'a> {
         self.align(8);
         let key = self.text()?;
         let length = usize::from(*self.raw(1)?.first()?);
-        let signature = std::str::from_utf8(self.raw(length)?).ok()?;
-        self.raw(1)?;
-        Some((key, signature))
+        Some((key, self.ended(length)?))
     }
 }
 
@@ -158,7 +161,11 @@ impl Value for bool {
     }
 
     fn take(r: &mut Reader<'_>) -> Option<Self> {
-        u32::take(r).map(|n| n != 0)
+        match u32::take(r)? {
+            0 => Some(false),
+            1 => Some(true),
+            _ => None,
+        }
     }
 }
 

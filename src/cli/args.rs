@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::config::{parse_count_or_off, parse_percent_or_off, parse_size_or_off};
 use crate::model::{Action, Containment, Readiness, Rule, parse_duration, valid_workflow_name};
 
 // One paragraph, which clap wraps.
@@ -488,32 +489,18 @@ fn time_limit(text: &str) -> Result<TimeLimit, String> {
 }
 
 fn size_limit(text: &str) -> Result<NumberLimit, String> {
-    if text == "off" {
-        return Ok(NumberLimit(None));
-    }
-    // As in systemd and in cgroup files, K, M and G are powers of 1024.
-    let size = parse_size::Config::new().with_binary().parse_size(text);
-    let size = size.map_err(|e| format!("{text:?} is not a size ({e}): write it as 512M, 2G or off"))?;
-    positive(size)
+    parse_size_or_off(text).map(NumberLimit)
 }
 
 fn number_limit(text: &str) -> Result<NumberLimit, String> {
-    if text == "off" {
-        return Ok(NumberLimit(None));
-    }
-    positive(text.parse().map_err(|_| format!("{text:?} is not a number: write it as 500 or off"))?)
+    parse_count_or_off(text).map(NumberLimit)
 }
 
+/// Here without its sign, too.
 fn percent_limit(text: &str) -> Result<NumberLimit, String> {
-    let limit = number_limit(text.strip_suffix('%').unwrap_or(text))?;
-    match limit.0 {
-        Some(percent) if percent >= u64::from(u32::MAX) => Err(format!("{text:?} is more CPU than there is")),
-        _ => Ok(limit),
-    }
-}
-
-fn positive(number: u64) -> Result<NumberLimit, String> {
-    if number == 0 { Err("a limit is 1 or more, or off".to_owned()) } else { Ok(NumberLimit(Some(number))) }
+    let is_bare = text.starts_with(|c: char| c.is_ascii_digit()) && !text.ends_with('%');
+    let percent = if is_bare { parse_percent_or_off(&format!("{text}%")) } else { parse_percent_or_off(text) };
+    percent.map(|percent| NumberLimit(percent.map(u64::from)))
 }
 
 #[cfg(test)]

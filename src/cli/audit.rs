@@ -32,7 +32,7 @@ pub async fn main(args: &AuditArgs, session: &Session, out: &Output) -> Done {
         for row in &rows {
             // A line a row, so that a follower's reader need not parse an unfinished document.
             if out.json {
-                out.line(json::row(row).to_string())?
+                out.json_line(&json::row(row))?
             } else {
                 out.line(line(row, out))?
             }

@@ -51,21 +51,22 @@ pub async fn history(args: &HistoryArgs, session: &Session, out: &Output) -> Don
         out.json(&views.iter().map(json::run).collect())?;
         return Ok(0);
     }
-    let row = |v: &RunView| {
-        let kill = v.receipt.as_ref().map(|r| r.to_string()).unwrap_or_default();
-        [
-            v.spec.id.to_string(),
-            escape(&v.spec.workflow),
-            local_time(v.created_at),
-            lasted(v, now()),
-            v.outcome.as_ref().map(|o| clip(&escape(&o.to_string()), COMMAND_WIDTH)).unwrap_or_default(),
-            kill,
-            clip(&command_line(&v.spec.command), COMMAND_WIDTH),
-        ]
-    };
     let headings = ["RUN", "WORKFLOW", "CREATED", "TIME", "OUTCOME", "KILL", "COMMAND"];
-    out.table(headings, views.iter().map(row).collect())?;
+    out.table(headings, views.iter().map(|v| finished_row(v, now())).collect())?;
     Ok(0)
+}
+
+/// A run that is over as a row of a table.
+pub fn finished_row(v: &RunView, now: Wall) -> [String; 7] {
+    [
+        v.spec.id.to_string(),
+        escape(&v.spec.workflow),
+        local_time(v.created_at),
+        lasted(v, now),
+        v.outcome.as_ref().map(|o| clip(&escape(&o.to_string()), COMMAND_WIDTH)).unwrap_or_default(),
+        v.receipt.as_ref().map(|r| r.to_string()).unwrap_or_default(),
+        clip(&command_line(&v.spec.command), COMMAND_WIDTH),
+    ]
 }
 
 /// The headings of [`row`].

@@ -39,7 +39,7 @@ pub async fn main(args: &LogsArgs, session: &Session) -> Done {
         None => 0,
     };
     file.seek(SeekFrom::Start(first_data(&file, start)))?;
-    let mut screen = Screen { inert: io::stdout().is_terminal(), state: State::Text };
+    let mut screen = Screen::of_stdout();
     let id = id.to_string();
     let mut over = view.phase == Phase::Finished;
     loop {
@@ -100,7 +100,7 @@ fn copy(file: &mut File, screen: &mut Screen) -> io::Result<()> {
 }
 
 /// Makes output harmless for a terminal; keeps its state from block to block.
-struct Screen {
+pub(super) struct Screen {
     inert: bool,
     state: State,
 }
@@ -120,7 +120,17 @@ const LEAD: u8 = 0xc2;
 const SEQUENCE_MAX: usize = 40;
 
 impl Screen {
-    fn pass(&mut self, bytes: &[u8]) -> Vec<u8> {
+    /// For standard output.
+    fn of_stdout() -> Self {
+        Self { inert: io::stdout().is_terminal(), ..Self::inert() }
+    }
+
+    /// For a terminal.
+    pub(super) fn inert() -> Self {
+        Self { inert: true, state: State::Text }
+    }
+
+    pub(super) fn pass(&mut self, bytes: &[u8]) -> Vec<u8> {
         let mut safe = Vec::with_capacity(bytes.len());
         for &byte in bytes {
             self.state = match (std::mem::replace(&mut self.state, State::Text), byte) {
@@ -177,7 +187,7 @@ mod tests {
 
     #[test]
     fn colours_stay_and_other_sequences_are_made_visible() {
-        let mut screen = Screen { inert: true, state: State::Text };
+        let mut screen = Screen::inert();
         let mut safe = screen.pass(b"a\x1b[1;31mred\x1b[0m\x1b]0;title\x07\x1b[2J\x1b");
         safe.extend(screen.pass(b"[32mgreen\n\x1b[99;"));
         safe.extend(screen.pass("H\0\u{9b}5n½é".as_bytes()));

@@ -13,6 +13,8 @@ mod ending;
 mod explain;
 mod extend;
 mod freeze;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod heartbeat;
 mod host;
 mod inherited;
@@ -34,6 +36,7 @@ mod testing;
 mod wait;
 mod watch;
 
+use std::ffi::OsString;
 use std::io;
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -41,10 +44,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use clap::Parser;
 
 use self::args::{Cli, InstanceArgs, Verb};
-use self::output::{Output, complain, hint};
+use self::output::{Output, complain, escape, hint};
 use self::session::Session;
 use crate::daemon::{instance, state_dir};
-use crate::model::{Error, ErrorKind, InstanceKind, Wall};
+use crate::model::{Error, ErrorKind, InstanceKind, Wall, is_unsafe};
 
 /// What a verb comes to: its exit status.
 type Done = anyhow::Result<i32>;
@@ -55,12 +58,39 @@ const OWN_FAILURE: i32 = 125;
 /// The whole of `guardian`.
 pub fn main() -> ExitCode {
     inherited::take_children_back();
-    let cli = Cli::parse();
+    let cli = parse::<Cli>();
     let out = Output::new(cli.global.json, cli.global.color);
     match verb(cli, &out) {
         Ok(status) => status,
         Err(e) => failed(&e),
     }
+}
+
+/// Reads the command line, or says what is wrong with it and ends. An argument may hold anything, also what it is refused
+/// for: then it is told as a person can see it.
+pub fn parse<C: Parser>() -> C {
+    let words: Vec<OsString> = std::env::args_os().collect();
+    C::try_parse_from(&words).unwrap_or_else(|e| match refused::<C>(&words) {
+        Some(told) => {
+            eprintln!("{told}");
+            std::process::exit(e.exit_code())
+        }
+        None => e.exit(),
+    })
+}
+
+/// What is told of arguments that are refused, if that is to be told otherwise than by clap.
+fn refused<C: Parser>(words: &[OsString]) -> Option<String> {
+    let is_safe = |word: &OsString| word.to_str().is_some_and(|word| !word.chars().any(is_unsafe));
+    if words.iter().all(is_safe) {
+        return None;
+    }
+    // With arguments that are escaped the same is wrong, as a rule; else what clap has said, escaped, will do.
+    let safe = words.iter().map(|word| escape(&word.to_string_lossy()));
+    let told = C::try_parse_from(safe).err().or_else(|| C::try_parse_from(words).err())?;
+    let lines = told.to_string();
+    let lines: Vec<String> = lines.lines().map(escape).collect();
+    told.use_stderr().then(|| lines.join("\n"))
 }
 
 fn verb(cli: Cli, out: &Output) -> anyhow::Result<ExitCode> {
@@ -150,6 +180,25 @@ fn now() -> Wall {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn arguments_that_are_refused_are_told_as_a_person_can_see_them() {
+        use std::os::unix::ffi::OsStringExt;
+        let told = |words: &[&[u8]]| {
+            let words: Vec<_> = words.iter().map(|word| OsString::from_vec(word.to_vec())).collect();
+            refused::<Cli>(&words)
+        };
+        assert_eq!(told(&[b"guardian", b"ps", b"--since", b"long"]), None, "clap has colours");
+        for (words, part) in [
+            ([&b"guardian"[..], b"ps", b"--since", b"\x1b[2Jlong\nerror: all is well"], r"\u{1b}[2Jlong\nerror: all"),
+            ([b"guardian", b"ps", b"--\x9b\xff", b"x"], "--\u{fffd}\u{fffd}"),
+            ([b"guardian", b"\x1b]0;title\x07", b"x", b"y"], r"\u{1b}]0;title\u{7}"),
+        ] {
+            let told = told(&words).unwrap();
+            assert!(told.contains(part) && told.starts_with("error: "), "{told}");
+            assert!(!told.replace('\n', "").chars().any(is_unsafe), "{told:?}");
+        }
+    }
 
     #[test]
     fn a_refusal_keeps_its_exit_status_under_context() {

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::args::ColorWhen;
 pub use crate::model::escape;
-use crate::model::{Health, Wall};
+use crate::model::{Health, Wall, escape_lines, is_unsafe};
 
 /// How output is written.
 #[derive(Debug, Clone, Copy)]
@@ -65,15 +65,32 @@ impl Output {
 
     /// A JSON document of data.
     pub fn json(&self, value: &Value) -> io::Result<()> {
-        let mut out = io::stdout().lock();
-        serde_json::to_writer_pretty(&mut out, value)?;
-        writeln!(out)
+        self.line(inert(&format!("{value:#}")))
+    }
+
+    /// The same in one line.
+    pub fn json_line(&self, value: &Value) -> io::Result<()> {
+        self.line(inert(&value.to_string()))
     }
 
     /// Rows under headings, aligned by spaces.
     pub fn table<const N: usize>(&self, headings: [&str; N], rows: Vec<[String; N]>) -> io::Result<()> {
         writeln!(io::stdout().lock(), "{}", table(headings, rows))
     }
+}
+
+/// The same JSON with an escape for what serde_json leaves as it is and a terminal may take for a command: DEL, the control
+/// characters above U+007F, and what reorders text. All of them are in strings, so that the values are the same.
+pub fn inert(json: &str) -> String {
+    let mut safe = String::with_capacity(json.len());
+    for c in json.chars() {
+        match c {
+            '\n' => safe.push(c),
+            c if is_unsafe(c) => safe.push_str(&format!("\\u{:04x}", u32::from(c))),
+            c => safe.push(c),
+        }
+    }
+    safe
 }
 
 /// Rows under headings, aligned by spaces.
@@ -110,8 +127,7 @@ pub fn complain(message: &str) {
 }
 
 fn indented(message: &str) -> String {
-    let lines = message.lines().map(str::trim).filter(|l| !l.is_empty()).map(escape);
-    lines.collect::<Vec<_>>().join("\n          ")
+    escape_lines(message).join("\n          ")
 }
 
 /// What to type next.
@@ -196,6 +212,16 @@ mod tests {
         let lines: Vec<&str> = shown.split('\n').collect();
         let rest = ["          a.toml:3:4: \\u{1b}[2J", "          guardian: run_1 finished"];
         assert_eq!(lines, [&["it is refused: a.toml:1:2: no"][..], &rest[..]].concat());
+    }
+
+    #[test]
+    fn json_has_the_same_values_and_nothing_that_steers_a_terminal() {
+        let value = serde_json::json!({"a\u{9b}31m": ["\x1b[2J\n\u{7f}\u{202e}é漢\\", 7]});
+        for text in [format!("{value:#}"), value.to_string()] {
+            let safe = inert(&text);
+            assert!(!safe.replace('\n', "").chars().any(is_unsafe) && safe.contains("é漢"), "{safe}");
+            assert_eq!(serde_json::from_str::<Value>(&safe).unwrap(), value);
+        }
     }
 
     #[test]

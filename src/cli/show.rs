@@ -35,7 +35,7 @@ pub async fn main(args: &ShowArgs, session: &Session, out: &Output) -> Done {
             if run != &runs[0] {
                 out.line("")?;
             }
-            text(&view, &processes, out)?;
+            lines(&view, &processes, out).iter().try_for_each(|line| out.line(line))?;
             if args.samples {
                 samples::table(&samples, out)?;
             }
@@ -47,27 +47,29 @@ pub async fn main(args: &ShowArgs, session: &Session, out: &Output) -> Done {
     Ok(0)
 }
 
-fn text(view: &RunView, processes: &[ProcessSeen], out: &Output) -> std::io::Result<()> {
-    let row = |name: &str, value: String| out.line(format!("{name:>17}  {value}"));
+/// A run, a line for each thing.
+pub fn lines(view: &RunView, processes: &[ProcessSeen], out: &Output) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut row = |name: &str, value: String| lines.push(format!("{name:>17}  {value}"));
     let off = || "off".to_owned();
     let spec = &view.spec;
     let name = spec.name.as_ref().map(|n| format!(" ({})", escape(n))).unwrap_or_default();
-    row("run", format!("{}{name}", spec.id))?;
-    row("workflow", escape(&spec.workflow))?;
-    row("command", command_line(&spec.command))?;
-    row("directory", escape(&spec.cwd))?;
-    row("user", format!("{} ({})", escape(&spec.user), spec.uid))?;
+    row("run", format!("{}{name}", spec.id));
+    row("workflow", escape(&spec.workflow));
+    row("command", command_line(&spec.command));
+    row("directory", escape(&spec.cwd));
+    row("user", format!("{} ({})", escape(&spec.user), spec.uid));
     let frozen = if view.frozen { ", frozen" } else { "" };
     let outcome = view.outcome.as_ref().map(|o| format!(", {}", escape(&o.to_string()))).unwrap_or_default();
-    row("phase", format!("{}{frozen}{outcome}", view.phase))?;
-    row("health", out.tone(health_tone(view.health), view.health.as_str()))?;
+    row("phase", format!("{}{frozen}{outcome}", view.phase));
+    row("health", out.tone(health_tone(view.health), view.health.as_str()));
     for reason in &view.reasons {
-        row("", escape(&reason.text))?;
+        row("", escape(&reason.text));
     }
-    row("created", local_time(view.created_at))?;
+    row("created", local_time(view.created_at));
     for (name, at) in [("started", view.started_at), ("ready", view.ready_at), ("finished", view.finished_at)] {
         if let Some(at) = at {
-            row(name, format!("{}, after {}", local_time(at), since(view.created_at.0, at.0)))?;
+            row(name, format!("{}, after {}", local_time(at), since(view.created_at.0, at.0)));
         }
     }
     let limits = &spec.limits;
@@ -77,53 +79,53 @@ fn text(view: &RunView, processes: &[ProcessSeen], out: &Output) -> std::io::Res
         let then = if action == Action::Kill && !limits.watch.dry_run { "ends it" } else { "is over" };
         let ends = deadline.map(|(_, at)| format!(", {then} at {}", local_time(*at))).unwrap_or_default();
         let limit = limit.filter(|_| action != Action::Off);
-        row(rule.as_str(), limit.map_or_else(off, |limit| format!("{}, {action}{ends}", human_duration(limit))))?;
+        row(rule.as_str(), limit.map_or_else(off, |limit| format!("{}, {action}{ends}", human_duration(limit))));
     }
-    row(Rule::Escapees.as_str(), limits.watch.escapees.to_string())?;
+    row(Rule::Escapees.as_str(), limits.watch.escapees.to_string());
     for escapee in &view.escapees {
-        row("", escape(&escapee.to_string()))?;
+        row("", escape(&escapee.to_string()));
     }
     if limits.watch.dry_run {
-        row("dry_run", "yes: no rule ends it".to_owned())?;
+        row("dry_run", "yes: no rule ends it".to_owned());
     }
-    row("grace", human_duration(limits.grace))?;
-    row("readiness", limits.readiness.as_str().to_owned())?;
-    row("memory_max", limits.resources.memory_max_bytes.map_or_else(off, human_size))?;
-    row("tasks_max", limits.resources.tasks_max.map_or_else(off, |n| n.to_string()))?;
-    row("cpu_max", limits.resources.cpu_max_percent.map_or_else(off, |p| format!("{p} %")))?;
-    heartbeats(&view.heartbeats).iter().try_for_each(|(name, text)| row(name, text.clone()))?;
-    row("containment", contained_by(view))?;
+    row("grace", human_duration(limits.grace));
+    row("readiness", limits.readiness.as_str().to_owned());
+    row("memory_max", limits.resources.memory_max_bytes.map_or_else(off, human_size));
+    row("tasks_max", limits.resources.tasks_max.map_or_else(off, |n| n.to_string()));
+    row("cpu_max", limits.resources.cpu_max_percent.map_or_else(off, |p| format!("{p} %")));
+    heartbeats(&view.heartbeats).into_iter().for_each(|(name, text)| row(name, text));
+    row("containment", contained_by(view));
     if limits.isolate_pids {
-        row("isolate_pids", "yes".to_owned())?;
+        row("isolate_pids", "yes".to_owned());
     }
     if let Some(client) = spec.client {
-        row("client", format!("pid {}", client.pid))?;
+        row("client", format!("pid {}", client.pid));
     }
     if let Some(main) = spec.main {
-        row("main process", format!("pid {}", main.pid))?;
+        row("main process", format!("pid {}", main.pid));
     }
     if let Some(log) = &spec.log {
-        row("log", escape(&log.to_string_lossy()))?;
+        row("log", escape(&log.to_string_lossy()));
     }
-    row("cpu", view.usage.cpu_usec.map_or_else(list::unknown, |u| human_duration(Duration::from_micros(u))))?;
+    row("cpu", view.usage.cpu_usec.map_or_else(list::unknown, |u| human_duration(Duration::from_micros(u))));
     let most = view.usage.memory_peak_bytes.map(|peak| format!(", {} at most", human_size(peak))).unwrap_or_default();
-    row("memory", format!("{}{most}", view.usage.memory_bytes.map_or_else(list::unknown, human_size)))?;
-    row("tasks", view.usage.tasks.map_or_else(list::unknown, |n| n.to_string()))?;
+    row("memory", format!("{}{most}", view.usage.memory_bytes.map_or_else(list::unknown, human_size)));
+    row("tasks", view.usage.tasks.map_or_else(list::unknown, |n| n.to_string()));
     let size = |bytes: Option<u64>| bytes.map_or_else(list::unknown, human_size);
-    row("storage", format!("{} read, {} written", size(view.usage.io_read_bytes), size(view.usage.io_write_bytes)))?;
-    row("activity", format!("{} through read and write calls", size(view.usage.activity_bytes)))?;
+    row("storage", format!("{} read, {} written", size(view.usage.io_read_bytes), size(view.usage.io_write_bytes)));
+    row("activity", format!("{} through read and write calls", size(view.usage.activity_bytes)));
     for notice in &view.notices {
-        row("notice", escape(notice))?;
+        row("notice", escape(notice));
     }
     for (n, process) in processes.iter().enumerate() {
-        row(if n == 0 { "processes" } else { "" }, process_line(process))?;
+        row(if n == 0 { "processes" } else { "" }, process_line(process));
     }
     if let Some(receipt) = &view.receipt {
         for (n, line) in receipt_lines(receipt).into_iter().enumerate() {
-            row(if n == 0 { "receipt" } else { "" }, out.tone(if n == 0 { Tone::Plain } else { Tone::Dim }, line))?;
+            row(if n == 0 { "receipt" } else { "" }, out.tone(if n == 0 { Tone::Plain } else { Tone::Dim }, line));
         }
     }
-    Ok(())
+    lines
 }
 
 /// What it says of itself, if it says anything.
@@ -163,9 +165,11 @@ fn since(from: u64, to: u64) -> String {
     human_duration(Duration::from_micros(to.saturating_sub(from)))
 }
 
-fn process_line(p: &ProcessSeen) -> String {
+/// A process as a line.
+pub fn process_line(p: &ProcessSeen) -> String {
     let wchan = p.wchan.as_ref().map(|w| format!(" in {}", escape(w))).unwrap_or_default();
-    format!("{} {} (parent {}) {}{wchan}", p.pid, escape(&p.name), p.ppid, p.state)
+    let state = escape(&p.state.to_string());
+    format!("{} {} (parent {}) {state}{wchan}", p.pid, escape(&p.name), p.ppid)
 }
 
 /// A receipt, a line for what, for who and why, and for each step.

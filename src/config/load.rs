@@ -8,22 +8,32 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::keys::{INSTANCE, Keys, LIMITS, RETENTION, TABLES, kind, suggest};
-use super::values::{check_workflow, clip};
+use super::values::{check_workflow, shown};
 use super::{BUILT_IN, Config, ConfigErrors, Problem};
 use crate::model::LimitUpdate;
 
 /// A configuration is some kilobytes; more than this is another file.
 const MAX_BYTES: u64 = 1 << 20;
 
+/// As many mistakes as a person reads. To find the place of each takes time, and another file has one a line.
+const MOST: usize = 100;
+
 impl Config {
     /// Loads the built-in defaults and, over them, these files in order: whole, or not at all.
     pub fn load(sources: &[PathBuf]) -> Result<Self, ConfigErrors> {
+        Self::of(sources.iter().map(|file| (file.as_path(), read(file))))
+    }
+
+    /// The defaults and, over them, these texts in order.
+    pub(super) fn of<'a>(
+        layers: impl Iterator<Item = (&'a Path, Result<String, Problem>)>,
+    ) -> Result<Self, ConfigErrors> {
         let mut config = Config::blank();
         let mut problems = Vec::new();
         Layer { file: Path::new("built-in config.toml"), text: BUILT_IN, config: &mut config, problems: &mut problems }
             .apply();
-        for file in sources {
-            match read(file) {
+        for (file, text) in layers {
+            match text {
                 Ok(text) => Layer { file, text: &text, config: &mut config, problems: &mut problems }.apply(),
                 Err(problem) => problems.push(problem),
             }
@@ -37,6 +47,11 @@ fn read(file: &Path) -> Result<String, Problem> {
     File::open(file).and_then(|f| f.take(MAX_BYTES + 1).read_to_end(&mut bytes)).map_err(|e| {
         Problem::whole(file, format!("cannot be read: {e}: check the path, and that guardiand may read it"))
     })?;
+    text_of(file, bytes)
+}
+
+/// What a file holds, as text.
+pub(super) fn text_of(file: &Path, bytes: Vec<u8>) -> Result<String, Problem> {
     if bytes.len() as u64 > MAX_BYTES {
         return Err(Problem::whole(file, "is larger than 1 MiB: this is not a configuration of Guardian".to_owned()));
     }
@@ -81,7 +96,7 @@ impl Layer<'_> {
                 }
                 _ => {
                     let hint = suggest(name, TABLES.into_iter());
-                    self.refuse(at, Some(clip(name)), format!("is not a table of the configuration: {hint}"));
+                    self.refuse(at, Some(shown(name)), format!("is not a table of the configuration: {hint}"));
                 }
             }
         }
@@ -98,7 +113,7 @@ impl Layer<'_> {
         };
         for (name, value) in table {
             let (at, name) = (name.span().start, name.get_ref().as_ref());
-            let path = format!("workflow.{}", clip(name));
+            let path = format!("workflow.{}", shown(name));
             if let Err(why) = check_workflow(name) {
                 self.refuse(at, Some(path), why);
                 continue;
@@ -116,7 +131,7 @@ impl Layer<'_> {
             return self.refuse(at, Some(path.to_owned()), format!("is {what}: write it as a table, [{path}]"));
         };
         for (name, value) in table {
-            let key = Some(format!("{path}.{}", clip(name.get_ref())));
+            let key = Some(format!("{path}.{}", shown(name.get_ref())));
             match keys.iter().find(|(known, _)| name.get_ref().as_ref() == *known) {
                 None => {
                     let hint = suggest(name.get_ref(), keys.iter().map(|(known, _)| *known));
@@ -132,6 +147,13 @@ impl Layer<'_> {
     }
 
     fn refuse(&mut self, at: usize, key: Option<String>, message: String) {
-        self.problems.push(Problem::at(self.file, self.text, at, key, message));
+        match self.problems.len() {
+            ..MOST => self.problems.push(Problem::at(self.file, self.text, at, key, message)),
+            MOST => {
+                let more = "and there are more mistakes: mend these first".to_owned();
+                self.problems.push(Problem::at(self.file, self.text, self.text.len(), None, more));
+            }
+            _ => {}
+        }
     }
 }

@@ -13,6 +13,8 @@ use std::time::Duration;
 
 use crate::model::{Containment, LimitUpdate, Limits, Readiness, Resources, Retention, Sandbox, Watch};
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod keys;
 mod load;
 mod problem;

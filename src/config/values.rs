@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use parse_size::Config as SizeParser;
-
-use crate::model::parse_duration;
+use crate::model::{escape, parse_duration};
 
 /// What turns a limit off.
 pub(super) const OFF: &str = "off";
@@ -20,22 +18,39 @@ pub fn parse_duration_or_off(text: &str) -> Result<Option<Duration>, String> {
 /// Reads a size as systemd does: bytes, or with K, M, G, T as powers of 1024. Not zero.
 pub fn parse_size(text: &str) -> Result<u64, String> {
     let shown = clip(text);
-    let trimmed = text.trim();
-    // The crate would also take exponents, underscores and spaces inside, which systemd refuses.
-    let plain = trimmed.bytes().all(|b| b.is_ascii_digit() || b == b'.' || b"kKmMgGtTpPeEiIbB".contains(&b));
-    // `1e3` is an exponent to it; the E of exbibytes comes last, or before iB.
-    let exponent =
-        trimmed.bytes().zip(trimmed.bytes().skip(1)).any(|(a, b)| a.eq_ignore_ascii_case(&b'e') && b.is_ascii_digit());
-    if !plain || exponent {
-        return Err(format!("{shown:?} is not a size: write it as 512M or 2G (powers of 1024)"));
-    }
-    match SizeParser::new().with_binary().parse_size(trimmed) {
-        Ok(0) => Err(format!("a size of {shown:?} leaves nothing: write it as 512M or 2G")),
+    match bytes_of(text.trim()) {
+        None => Err(format!("{shown:?} is not a size: write it as 512M or 2G (powers of 1024)")),
+        Some(0) => Err(format!("a size of {shown:?} leaves nothing: write it as 512M or 2G")),
         // The kernel and the database count in signed numbers.
-        Ok(bytes) if i64::try_from(bytes).is_ok() => Ok(bytes),
-        Ok(_) | Err(parse_size::Error::PosOverflow) => Err(format!("{shown:?} is more than any machine has")),
-        Err(_) => Err(format!("{shown:?} is not a size: write it as 512M or 2G (powers of 1024)")),
+        Some(bytes) => match i64::try_from(bytes) {
+            Ok(bytes) => Ok(bytes.unsigned_abs()),
+            Err(_) => Err(format!("{shown:?} is more than any machine has")),
+        },
     }
+}
+
+/// `DIGITS[.DIGITS][UNIT]`, with `K`, `KB` and `KiB` for the same unit; rounded down.
+fn bytes_of(text: &str) -> Option<u128> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len()));
+    let unit = unit.to_ascii_lowercase();
+    let power = match unit.trim_end_matches('b').trim_end_matches('i') {
+        "" if unit.is_empty() || unit == "b" => 0,
+        prefix if [prefix, &format!("{prefix}b"), &format!("{prefix}ib")].contains(&unit.as_str()) => {
+            1 + ["k", "m", "g", "t", "p", "e"].iter().position(|known| *known == prefix)?
+        }
+        _ => return None,
+    };
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
+    let is_number = |digits: &str| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
+    if !is_number(whole) || !is_number(fraction) {
+        return None;
+    }
+    // What does not fit is too much with any unit. The fraction has more digits than an exbibyte has bytes.
+    let whole = whole.parse::<u64>().unwrap_or(u64::MAX);
+    let fraction = fraction.get(..18).unwrap_or(fraction);
+    let scale = 10u128.pow(u32::try_from(fraction.len()).ok()?);
+    let unit = 1u128 << (10 * power);
+    Some(u128::from(whole) * unit + u128::from(fraction.parse::<u64>().ok()?) * unit / scale)
 }
 
 /// Reads a size, or `off`.
@@ -93,6 +108,11 @@ pub(super) fn clip(text: &str) -> String {
     text.chars().take(40).collect()
 }
 
+/// The same of a name, which is shown without quotes.
+pub(super) fn shown(name: &str) -> String {
+    escape(&clip(name))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -108,6 +128,10 @@ mod tests {
             ("2GiB", 2 << 30),
             ("1.5G", 3 << 29),
             (" 1T ", 1 << 40),
+            ("1kb", 1024),
+            ("0.5k", 512),
+            ("1.9999999999999999999999999K", 2047),
+            ("10b", 10),
             ("7E", 7 << 60),
         ] {
             assert_eq!(parse_size(text), Ok(bytes), "{text}");
@@ -129,6 +153,12 @@ mod tests {
             "1..5G",
             "inf",
             "0x10",
+            "18446744073709551615.5B",
+            "1.",
+            ".5G",
+            "1bb",
+            "1i",
+            "1kbi",
         ] {
             assert!(parse_size(bad).is_err(), "{bad}");
         }

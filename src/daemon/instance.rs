@@ -25,7 +25,7 @@ use crate::failpoint;
 use crate::kernel::{Kernel as _, Notice};
 use crate::model::{
     Actor, Answer, AuditEvent, AuditRow, Containment, Error, EventKind, Health, InstanceKind, Mono, Now, Refused,
-    RunId, UsageMinute,
+    RunId, UsageMinute, escape,
 };
 use crate::store::{self, Batch, Store};
 
@@ -548,7 +548,7 @@ impl Instance {
             self.driver.kernel.leave();
         }
         if let Err(e) = self.driver.recorder.writer.stop() {
-            eprintln!("guardian: {e}");
+            eprintln!("guardian: {}", escape(&e.to_string()));
         }
     }
 }

@@ -3,6 +3,7 @@
 //! The journal's socket blocks when journald stops reading, after about 280 messages. So nobody but this thread writes
 //! to it: the queue is bounded, what does not fit is dropped and counted, and SQLite stays the record of truth.
 
+use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, OnceLock};
@@ -14,9 +15,9 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::failpoint;
-use crate::model::{AuditEvent, EventKind};
+use crate::model::{AuditEvent, EventKind, escape};
 
-/// Events that wait for journald.
+/// Events that wait for journald. What is shown of them is escaped, since journalctl(1) shows some fields as they are.
 const WAITING: usize = 1024;
 
 /// An event for the journal; without a number when the store could not take it.
@@ -42,7 +43,7 @@ pub fn init_logging(stderr: bool) {
     let late = journal.is_none().then(Late::default);
     // Under systemd that is the journal as well.
     let stderr = (stderr && std::env::var_os("JOURNAL_STREAM").is_none()).then(|| {
-        tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false).without_time().with_ansi(false)
+        tracing_subscriber::fmt::layer().with_writer(|| Lines).with_target(false).without_time().with_ansi(false)
     });
     let level = tracing_subscriber::filter::LevelFilter::INFO;
     // A second call in one process (tests do that) changes nothing.
@@ -112,7 +113,7 @@ fn write(receiver: &Receiver<Box<Entry>>) {
                     guardian_workflow = workflow,
                     guardian_event = kind,
                     guardian_actor = actor,
-                    guardian_reason = event.reason,
+                    guardian_reason = escape(&event.reason),
                     guardian_seq = seq,
                     "{text}"
                 )
@@ -138,5 +139,44 @@ fn write(receiver: &Receiver<Box<Entry>>) {
 fn sentence(event: &AuditEvent) -> String {
     let what = event.kind.as_str().replace('_', " ");
     let about = event.run.map(|r| format!("{r}: ")).unwrap_or_default();
-    if event.reason.is_empty() { format!("{about}{what}") } else { format!("{about}{what}: {}", event.reason) }
+    if event.reason.is_empty() { format!("{about}{what}") } else { format!("{about}{what}: {}", escape(&event.reason)) }
+}
+
+/// Standard error, for a person who watches: a line for each event, whatever is in it.
+struct Lines;
+
+impl Write for Lines {
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        writeln!(io::stderr(), "{}", line_of(event))?;
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn line_of(event: &[u8]) -> String {
+    escape(String::from_utf8_lossy(event).trim_end_matches('\n'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Actor, Wall};
+
+    #[test]
+    fn what_is_logged_is_one_line_whatever_is_in_it() {
+        let event = AuditEvent {
+            at: Wall(1),
+            kind: EventKind::KillIntent,
+            run: None,
+            workflow: None,
+            actor: Actor::Guardian,
+            reason: "\x1b[2J\nrun_0: run finished".into(),
+            details: serde_json::Value::Null,
+        };
+        assert_eq!(sentence(&event), r"kill intent: \u{1b}[2J\nrun_0: run finished");
+        assert_eq!(line_of(b" WARN a\nb\xff\x1b\n"), " WARN a\\nb\u{fffd}\\u{1b}");
+    }
 }

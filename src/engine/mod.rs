@@ -30,6 +30,8 @@ pub mod detect;
 mod escape;
 mod event;
 mod finish;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod heartbeat;
 mod kill;
 mod launch;

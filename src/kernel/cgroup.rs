@@ -264,8 +264,8 @@ pub fn parse_key(text: &str, key: &str) -> Option<u64> {
 /// `io.stat`: a line for each device, `MAJ:MIN rbytes=N wbytes=N …`. Gives the bytes read and written on all of them.
 pub fn parse_io(text: &str) -> Option<(u64, u64)> {
     let sum = |key: &str| {
-        let values = text.split_ascii_whitespace().filter_map(|w| w.strip_prefix(key)?.strip_prefix('='));
-        values.map(|v| v.parse::<u64>().ok()).sum::<Option<u64>>()
+        let mut values = text.split_ascii_whitespace().filter_map(|w| w.strip_prefix(key)?.strip_prefix('='));
+        values.try_fold(0, |sum: u64, value| Some(sum.saturating_add(value.parse().ok()?)))
     };
     Some((sum("rbytes")?, sum("wbytes")?))
 }
@@ -315,6 +315,11 @@ mod tests {
         assert_eq!(parse_key("usage_usec max\n", "usage_usec"), None);
         assert_eq!(parse_key("usage_usec\n", "usage_usec"), None);
         assert_eq!(parse_key("low 0\noom 1\noom_kill 2\n", "oom_kill"), Some(2));
+        let io = "8:0 rbytes=1 wbytes=2\n8:16 rbytes=18446744073709551615 wbytes=3\n";
+        assert_eq!(
+            (parse_io(io), parse_io("8:0 rbytes=x wbytes=1\n"), parse_io("")),
+            (Some((u64::MAX, 5)), None, Some((0, 0)))
+        );
         assert_eq!(parse_number("4096\n"), Some(4096));
         for bad in ["max\n", "", "-1", "12 13"] {
             assert_eq!(parse_number(bad), None, "{bad}");

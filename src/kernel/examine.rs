@@ -222,7 +222,7 @@ fn memory(pid: u32, threads: Option<&[u32]>) -> Option<fs::File> {
 }
 
 /// The line `some avg10=PERCENT avg60=… avg300=… total=USEC`: whole percents of the last 10 s.
-fn parse_pressure(text: &str) -> Option<u32> {
+pub(super) fn parse_pressure(text: &str) -> Option<u32> {
     let whole = some(text, "avg10=")?.split('.').next()?;
     whole.parse().ok()
 }
@@ -243,7 +243,7 @@ pub fn host_memory_pressure() -> Option<u32> {
 }
 
 /// The line `some avg10=PERCENT avg60=… …`: whole percents of the last minute in which some task waited.
-fn parse_some_minute(text: &str) -> Option<u32> {
+pub(super) fn parse_some_minute(text: &str) -> Option<u32> {
     some(text, "avg60=")?.split('.').next()?.parse().ok()
 }
 

@@ -36,7 +36,7 @@ impl FilePages {
 /// That none of its pages is anonymous proves nothing: for a moment a page is not there while the kernel migrates it, or
 /// for longer while it is swapped out, and a dropped one would come back as it is in the file, without its relocations.
 /// But a private mapping that is or was writable is accounted for, which the flag `ac` shows from then on.
-fn unchanged(smaps: &str) -> Vec<(usize, usize)> {
+pub(super) fn unchanged(smaps: &str) -> Vec<(usize, usize)> {
     let mut found = Vec::new();
     let mut mapping = None;
     for line in smaps.lines() {

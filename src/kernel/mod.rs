@@ -9,6 +9,8 @@ mod errno;
 pub mod escape;
 pub mod examine;
 pub mod footprint;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 pub mod kill;
 pub mod look;
 pub mod mount;

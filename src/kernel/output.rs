@@ -33,7 +33,7 @@ fn end_of(file: &File, length: u64) -> io::Result<Vec<u8>> {
 }
 
 /// The last line with anything in it. One that was written over, as bars of progress are, is what it was last.
-fn last_line(end: &[u8]) -> String {
+pub(super) fn last_line(end: &[u8]) -> String {
     let text = String::from_utf8_lossy(end);
     // What was given back to the file system reads as NUL.
     let mut lines = text.rsplit(['\n', '\r', '\0']);

@@ -150,7 +150,7 @@ pub fn uids(pid: u32) -> Result<[u32; 4], KernelError> {
     parse_uids(&text).ok_or_else(|| KernelError::malformed(path, &text))
 }
 
-fn parse_uids(status: &str) -> Option<[u32; 4]> {
+pub(super) fn parse_uids(status: &str) -> Option<[u32; 4]> {
     let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
     let uids: Vec<u32> = line.split_whitespace().map(str::parse).collect::<Result<_, _>>().ok()?;
     uids.try_into().ok()
@@ -166,9 +166,11 @@ pub fn io(pid: u32) -> Result<Io, KernelError> {
 /// The value of a variable in the environment that the process executed its program with; the first, if there are more.
 /// None where there is none to be seen: another user's, or a process that emptied it.
 pub fn variable(pid: u32, name: &str) -> Option<Vec<u8>> {
-    let environ = read_bytes(&format!("/proc/{pid}/environ")).ok()?;
-    let value = |entry: &[u8]| Some(entry.strip_prefix(name.as_bytes())?.strip_prefix(b"=")?.to_vec());
-    environ.split(|b| *b == 0).find_map(value)
+    value_in(&read_bytes(&format!("/proc/{pid}/environ")).ok()?, name).map(<[u8]>::to_vec)
+}
+
+pub(super) fn value_in<'a>(environ: &'a [u8], name: &str) -> Option<&'a [u8]> {
+    environ.split(|b| *b == 0).find_map(|entry| entry.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
 }
 
 /// The inode of our PID namespace, which pids belong to.
@@ -244,9 +246,13 @@ pub fn command_line(pid: u32, max_chars: usize) -> Option<String> {
     let mut text = Vec::with_capacity(256);
     let file = fs::File::open(format!("/proc/{pid}/cmdline")).ok()?;
     file.take(4 * max_chars as u64).read_to_end(&mut text).ok()?;
-    let words = text.strip_suffix(b"\0").unwrap_or(&text);
+    Some(line_of(&text, max_chars))
+}
+
+pub(super) fn line_of(cmdline: &[u8], max_chars: usize) -> String {
+    let words = cmdline.strip_suffix(b"\0").unwrap_or(cmdline);
     let line = words.iter().map(|b| if *b == 0 { b' ' } else { *b }).collect::<Vec<u8>>();
-    Some(String::from_utf8_lossy(&line).chars().take(max_chars).collect())
+    String::from_utf8_lossy(&line).chars().take(max_chars).collect()
 }
 
 /// The bytes of resident memory.
@@ -291,7 +297,7 @@ pub(in crate::kernel) fn parse_stat(text: &[u8]) -> Option<Stat> {
     })
 }
 
-fn parse_io(text: &str) -> Option<Io> {
+pub(super) fn parse_io(text: &str) -> Option<Io> {
     let number = |key| parse_colon::<u64>(text, key);
     Some(Io {
         read_bytes: number("read_bytes")?,
@@ -301,23 +307,22 @@ fn parse_io(text: &str) -> Option<Io> {
 }
 
 /// The line of cgroup2 is `0::PATH`. A removed cgroup's path ends in ` (deleted)`, which then equals nothing of ours.
-fn parse_cgroup(text: &[u8]) -> Option<PathBuf> {
+pub(super) fn parse_cgroup(text: &[u8]) -> Option<PathBuf> {
     let line = text.split(|b| *b == b'\n').find_map(|l| l.strip_prefix(b"0::"))?;
     line.starts_with(b"/").then(|| Path::new(OsStr::from_bytes(line)).to_owned())
 }
 
 /// 0 where the process is in another PID namespace, -1 where it was reaped.
-fn parse_fdinfo_pid(text: &str) -> Option<i64> {
+pub(super) fn parse_fdinfo_pid(text: &str) -> Option<i64> {
     text.lines().find_map(|l| l.strip_prefix("Pid:"))?.trim().parse().ok()
 }
 
-fn parse_colon<T: std::str::FromStr>(text: &str, key: &str) -> Option<T> {
+pub(super) fn parse_colon<T: std::str::FromStr>(text: &str, key: &str) -> Option<T> {
     text.lines().filter_map(|l| l.split_once(':')).find(|(k, _)| *k == key)?.1.trim().parse().ok()
 }
 
-/// `0` stands for a process that does not wait, and for one that we may not look at.
 /// `ON_CPU_NSEC WAITED_NSEC TIMESLICES`. Where nothing is counted all are 0, which no thread has that ever ran.
-fn parse_schedstat(text: &str) -> Option<Scheduled> {
+pub(super) fn parse_schedstat(text: &str) -> Option<Scheduled> {
     let numbers: Vec<u64> = text.split_ascii_whitespace().map(str::parse).collect::<Result<_, _>>().ok()?;
     match numbers[..] {
         [_, _, 0] => None,
@@ -326,13 +331,14 @@ fn parse_schedstat(text: &str) -> Option<Scheduled> {
     }
 }
 
-fn parse_wchan(text: &str) -> Option<String> {
+/// `0` stands for a process that does not wait, and for one that we may not look at.
+pub(super) fn parse_wchan(text: &str) -> Option<String> {
     let function = text.trim();
     (!function.is_empty() && function != "0").then(|| function.to_owned())
 }
 
 /// The second field is the resident set in pages.
-fn parse_statm(text: &str) -> Option<u64> {
+pub(super) fn parse_statm(text: &str) -> Option<u64> {
     text.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 

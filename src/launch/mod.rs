@@ -7,6 +7,8 @@ pub mod cgroupfs;
 pub mod environment;
 pub mod foreground;
 mod fork;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 pub mod gate;
 mod limits;
 pub mod mark;

@@ -69,7 +69,9 @@ impl Notification {
 fn plain(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let marked = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };
-    text.trim().chars().map(marked).take(STATUS_MAX).collect()
+    let cut: String = text.trim().chars().map(marked).take(STATUS_MAX).collect();
+    // Cut at a space, it is the same as without.
+    cut.trim_end().to_owned()
 }
 
 fn number<T: std::str::FromStr>(value: &[u8]) -> Option<T> {
@@ -155,6 +157,7 @@ mod tests {
         let status = |bytes: &[u8]| Notification::parse(bytes).status.unwrap();
         assert_eq!(status(b"STATUS=\x1b[2Jred\0\xff "), "\u{fffd}[2Jred\u{fffd}\u{fffd}");
         assert_eq!(status(&[b"STATUS=".as_slice(), &[b'x'; 5000]].concat()).len(), STATUS_MAX);
+        assert_eq!(status(&[b"STATUS=".as_slice(), &[b'x'; 250], b"      y"].concat()).len(), 250);
     }
 
     proptest! {

@@ -10,6 +10,8 @@ mod escapee;
 mod event;
 mod evidence;
 mod explain;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod heartbeat;
 mod id;
 mod instance;
@@ -47,7 +49,7 @@ pub use run::{
     RunView, Usage,
 };
 pub use sample::{Processes, Sample};
-pub use text::escape;
+pub use text::{escape, escape_lines, is_unsafe};
 pub use time::{Mono, Now, Wall, human_duration, parse_duration};
 pub use usage_sample::{HOUR, MINUTE, OpenMinute, UsageMinute, UsageSample, readings};
 pub use watch::{Action, Watch, WatchUpdate};

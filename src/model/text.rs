@@ -9,15 +9,22 @@ pub fn escape(text: &str) -> String {
             '\n' => safe.push_str("\\n"),
             '\t' => safe.push_str("\\t"),
             '\r' => safe.push_str("\\r"),
-            c if c.is_control() || reorders(c) => safe.extend(c.escape_unicode()),
+            c if is_unsafe(c) => safe.extend(c.escape_unicode()),
             c => safe.push(c),
         }
     }
     safe
 }
 
-fn reorders(c: char) -> bool {
-    matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}' | '\u{61c}')
+/// A message of several lines, each of them escaped, so that none can steer a terminal. Empty ones are left out.
+pub fn escape_lines(message: &str) -> Vec<String> {
+    message.lines().map(str::trim).filter(|line| !line.is_empty()).map(escape).collect()
+}
+
+/// Whether a character can steer a terminal, begin a line or reorder text.
+pub fn is_unsafe(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}' | '\u{61c}')
 }
 
 #[cfg(test)]

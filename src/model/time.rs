@@ -59,16 +59,22 @@ const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// Reads `90s`, `30m`, `1h 30m`, `250ms`; a bare number is refused because nobody knows its unit.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let d = humantime::parse_duration(text.trim())
-        .map_err(|e| format!("{:?} is not a duration ({e}): write it as 30s, 10m or 1h30m", clip(text)))?;
+    let d = humantime::parse_duration(text.trim()).map_err(|e| {
+        // Why not may repeat all of it.
+        let why = if text.len() <= CLIP { format!(" ({e})") } else { String::new() };
+        format!("{:?} is not a duration{why}: write it as 30s, 10m or 1h30m", clip(text))
+    })?;
     if d > LONGEST {
         return Err(format!("{:?} is longer than 100 years", clip(text)));
     }
     Ok(d)
 }
 
+/// As much of a text as a person needs to recognise it.
+const CLIP: usize = 40;
+
 fn clip(text: &str) -> String {
-    text.chars().take(40).collect()
+    text.chars().take(CLIP).collect()
 }
 
 /// Writes a duration for a person: at most two units, no more digits than are worth reading.
@@ -101,6 +107,7 @@ mod tests {
     fn durations_are_read_with_their_unit_only() {
         assert_eq!(parse_duration("30m"), Ok(Duration::from_secs(1800)));
         assert_eq!(parse_duration("1h30m"), Ok(Duration::from_secs(5400)));
+        assert!(parse_duration(&format!("1{}", "x".repeat(1 << 20))).unwrap_err().len() < 200);
         for bad in ["", "30", "m", "-1s", "1y9999999999999y", "200years"] {
             assert!(parse_duration(bad).is_err(), "{bad}");
         }

@@ -9,7 +9,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use rusqlite::types::Type;
+use rusqlite::types::{FromSql, Type};
 use rusqlite::{Connection, Row, params};
 use sha2::{Digest, Sha256};
 
@@ -47,7 +47,8 @@ impl FromStr for Link {
     fn from_str(text: &str) -> Result<Self, String> {
         let refuse = || "a link of the audit chain is a number and 64 hexadecimal digits".to_owned();
         let (seq, digits) = text.split_once(':').ok_or_else(refuse)?;
-        let seq = seq.parse().ok().filter(|seq| *seq >= 0).ok_or_else(refuse)?;
+        // After the last number there is none for the next row.
+        let seq = seq.parse().ok().filter(|seq| (0..i64::MAX).contains(seq)).ok_or_else(refuse)?;
         if digits.len() != 64 || !digits.is_ascii() {
             return Err(refuse());
         }
@@ -87,18 +88,37 @@ pub(super) struct StoredRow {
 impl StoredRow {
     pub fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
         Ok(Self {
-            seq: row.get(0)?,
-            time_usec: row.get(1)?,
-            kind: row.get(2)?,
-            run: row.get(3)?,
-            workflow: row.get(4)?,
-            actor_uid: row.get(5)?,
-            actor: row.get(6)?,
-            reason: row.get(7)?,
-            details: row.get(8)?,
-            prev_hash: row.get(9)?,
-            hash: row.get(10)?,
+            seq: get(row, 0)?,
+            time_usec: get(row, 1)?,
+            kind: get(row, 2)?,
+            run: get(row, 3)?,
+            workflow: get(row, 4)?,
+            actor_uid: get(row, 5)?,
+            actor: get(row, 6)?,
+            reason: get(row, 7)?,
+            details: get(row, 8)?,
+            prev_hash: get(row, 9)?,
+            hash: get(row, 10)?,
         })
+    }
+
+    /// The row of an event with this number, after the row with this hash.
+    pub fn of(event: &AuditEvent, seq: i64, prev_hash: [u8; 32]) -> serde_json::Result<Self> {
+        let mut row = Self {
+            seq,
+            time_usec: int(event.at.0),
+            kind: event.kind.as_str().to_owned(),
+            run: event.run.map(|id| id.to_string()),
+            workflow: event.workflow.clone(),
+            actor_uid: event.actor.uid().map(i64::from),
+            actor: event.actor.to_string(),
+            reason: event.reason.clone(),
+            details: serde_json::to_string(&event.details)?,
+            prev_hash,
+            hash: [0; 32],
+        };
+        row.hash = row.compute(&prev_hash);
+        Ok(row)
     }
 
     /// The hash that this content has after that previous hash. Every field is preceded by its length and every
@@ -127,28 +147,37 @@ impl StoredRow {
 
     /// The row in the model's words.
     pub fn into_model(self) -> Result<AuditRow, String> {
+        let seq = u64::try_from(self.seq).map_err(|_| format!("its seq is {}", self.seq))?;
+        let at = u64::try_from(self.time_usec).map_err(|_| format!("its time_usec is {}", self.time_usec))?;
         let kind = EventKind::ALL.iter().copied().find(|k| k.as_str() == self.kind);
-        let kind = kind.ok_or_else(|| format!("{:?} is no kind of event that this version knows", self.kind))?;
-        let run = self.run.map(|id| id.parse()).transpose().map_err(|e| format!("{e}"))?;
+        let kind = kind.ok_or_else(|| format!("its kind, {:?}, is none that this version knows", clip(&self.kind)))?;
+        let run = self.run.map(|id| id.parse()).transpose().map_err(|e| format!("its run: {e}"))?;
         let actor = match self.actor_uid {
-            None => Actor::Guardian,
+            None if self.actor == Actor::Guardian.to_string() => Actor::Guardian,
+            None => return Err(format!("its actor, {:?}, has no actor_uid", clip(&self.actor))),
             Some(uid) => {
-                let uid = u32::try_from(uid).map_err(|_| format!("{uid} is not a uid"))?;
+                let uid = u32::try_from(uid).map_err(|_| format!("its actor_uid is {uid}"))?;
                 Actor::User { uid, name: self.actor }
             }
         };
         let details = serde_json::from_str(&self.details).map_err(|e| format!("its details are not JSON: {e}"))?;
-        let event = AuditEvent {
-            at: Wall(u64::try_from(self.time_usec).unwrap_or(0)),
-            kind,
-            run,
-            workflow: self.workflow,
-            actor,
-            reason: self.reason,
-            details,
-        };
-        Ok(AuditRow { seq: u64::try_from(self.seq).unwrap_or(0), event, hash: hex(&self.hash) })
+        let event =
+            AuditEvent { at: Wall(at), kind, run, workflow: self.workflow, actor, reason: self.reason, details };
+        Ok(AuditRow { seq, event, hash: hex(&self.hash) })
     }
+}
+
+/// As much of a text as a person needs to recognise it.
+fn clip(text: &str) -> String {
+    text.chars().take(40).collect()
+}
+
+/// Reads a column; what cannot be read is told by the column's name, which SQLite's own errors leave out.
+pub(super) fn get<T: FromSql>(row: &Row<'_>, column: usize) -> rusqlite::Result<T> {
+    row.get(column).map_err(|e| {
+        let name = row.as_ref().column_name(column).unwrap_or("?").to_owned();
+        rusqlite::Error::FromSqlConversionFailure(column, Type::Null, format!("its {name}: {e}").into())
+    })
 }
 
 fn feed(sha: &mut Sha256, text: Option<&str>) {
@@ -178,27 +207,13 @@ impl<'a> Appender<'a> {
         // the log goes on, and verification names the place.
         let last: i64 =
             tx.prepare_cached("SELECT coalesce(max(seq), 0) FROM events")?.query_row([], |row| row.get(0))?;
-        Ok(Self { tx, head, next: head.seq.max(last) + 1 })
+        Ok(Self { tx, head, next: after(head.seq.max(last))? })
     }
 
     /// Appends one event.
     pub fn append(&mut self, event: &AuditEvent) -> rusqlite::Result<AuditRow> {
-        let details =
-            serde_json::to_string(&event.details).map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(e)))?;
-        let mut row = StoredRow {
-            seq: self.next,
-            time_usec: int(event.at.0),
-            kind: event.kind.as_str().to_owned(),
-            run: event.run.map(|id| id.to_string()),
-            workflow: event.workflow.clone(),
-            actor_uid: event.actor.uid().map(i64::from),
-            actor: event.actor.to_string(),
-            reason: event.reason.clone(),
-            details,
-            prev_hash: self.head.hash,
-            hash: [0; 32],
-        };
-        row.hash = row.compute(&self.head.hash);
+        let row = StoredRow::of(event, self.next, self.head.hash)
+            .map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(e)))?;
         let insert = format!("INSERT INTO events ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)");
         self.tx.prepare_cached(&insert)?.execute(params![
             row.seq,
@@ -214,7 +229,7 @@ impl<'a> Appender<'a> {
             row.hash,
         ])?;
         self.head = Link { seq: row.seq, hash: row.hash };
-        self.next = row.seq + 1;
+        self.next = after(row.seq)?;
         Ok(AuditRow { seq: u64::try_from(row.seq).unwrap_or(0), event: event.clone(), hash: hex(&row.hash) })
     }
 
@@ -222,6 +237,11 @@ impl<'a> Appender<'a> {
     pub fn finish(self) -> rusqlite::Result<()> {
         schema::write_meta(self.tx, meta::HEAD, &self.head.to_string())
     }
+}
+
+/// The number of the row after that one.
+fn after(seq: i64) -> rusqlite::Result<i64> {
+    seq.checked_add(1).ok_or_else(|| senseless(format!("after row {seq} of the audit log there is no number left")))
 }
 
 /// SQLite has no unsigned integers. Times and counts beyond 2^63 are nonsense; they stay as big as they can be.

@@ -18,6 +18,8 @@ use crate::model::{AuditEvent, KillAnswer, Receipt, RunView};
 mod audit;
 mod doubt;
 mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod open;
 mod reader;
 mod record;

@@ -7,13 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rusqlite::types::Value;
-use rusqlite::{Connection, OptionalExtension, params, params_from_iter};
+use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
 
 use super::StoreError;
 use super::audit::{self, COLUMNS, StoredRow, Verification, int};
 use super::samples;
 use super::schema::{self, meta};
-use crate::model::{AuditRow, Health, Phase, RunId, RunView, UsageSample, Wall};
+use crate::model::{AuditRow, Health, Phase, RunId, RunView, UsageSample, Wall, escape};
 
 /// More runs than this are not listed at once.
 const MOST_RUNS: usize = 10_000;
@@ -149,11 +149,11 @@ impl Reader {
         let mut rows = statement.query([]).map_err(fail())?;
         let mut live = LiveRuns::default();
         while let Some(row) = rows.next().map_err(fail())? {
-            let (id, view, state): (String, String, String) = row.try_into().map_err(fail())?;
-            match (serde_json::from_str(&view), RunId::from_str(&id)) {
-                (Ok(view), _) => live.runs.push((view, state)),
-                (Err(e), Ok(id)) => live.unreadable.push((id, e.to_string())),
-                (Err(e), Err(_)) => return Err(unreadable(format!("run {id:?}"), e)),
+            let id: String = row.get(0).map_err(fail())?;
+            match (read_live(&id, row), RunId::from_str(&id)) {
+                (Ok(run), _) => live.runs.push(run),
+                (Err(StoreError::Unreadable { why, .. }), Ok(id)) => live.unreadable.push((id, why)),
+                (Err(e), _) => return Err(e),
             }
         }
         Ok(live)
@@ -226,12 +226,27 @@ impl Reader {
     }
 }
 
-fn read_view(id: &str, view: &str) -> Result<RunView, StoreError> {
-    serde_json::from_str(view).map_err(|e| unreadable(format!("run {id}"), e))
+/// The columns `id, view, state` of a live run. The last two are taken as bytes: damaged text is no text.
+pub(super) fn read_live(id: &str, row: &Row<'_>) -> Result<(RunView, String), StoreError> {
+    let bytes = |column| {
+        let value = row.get_ref(column).map_err(StoreError::sqlite("read the live runs"))?;
+        value.as_bytes().map_err(|e| unreadable(format!("run {id}"), e))
+    };
+    let view =
+        serde_json::from_slice(bytes(1)?).map_err(|e| unreadable(format!("run {id}"), format!("its view: {e}")))?;
+    let state = std::str::from_utf8(bytes(2)?);
+    let state = state.map_err(|e| unreadable(format!("run {id}"), format!("its state: {e}")))?;
+    Ok((view, state.to_owned()))
 }
 
-fn unreadable(what: String, why: impl ToString) -> StoreError {
-    StoreError::Unreadable { what, why: why.to_string() }
+pub(super) fn read_view(id: &str, view: &str) -> Result<RunView, StoreError> {
+    serde_json::from_str(view).map_err(|e| unreadable(format!("run {id}"), format!("its view: {e}")))
+}
+
+/// Why a row cannot be read. What is wrong may be in it, whatever that is.
+pub(super) fn unreadable(what: String, why: impl ToString) -> StoreError {
+    let clip = |text: &str| escape(&text.chars().take(200).collect::<String>());
+    StoreError::Unreadable { what: clip(&what), why: clip(&why.to_string()) }
 }
 
 #[cfg(test)]

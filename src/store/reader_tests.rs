@@ -60,6 +60,22 @@ fn one_unreadable_run_does_not_keep_the_others_from_being_recovered() {
 }
 
 #[test]
+fn nor_does_one_whose_text_is_damaged() {
+    for column in ["view", "state"] {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), [write_live(1), write_live(2)]);
+        let store = open(dir.path());
+        let reader = store.reader().unwrap();
+        let sql = format!("UPDATE runs SET {column} = CAST(x'7bff1b' AS TEXT) WHERE id = ?1");
+        store.into_connection().execute(&sql, [run_id(1).to_string()]).unwrap();
+        let live_runs = reader.live_states().unwrap();
+        assert_eq!((live_runs.runs.len(), live_runs.unreadable[0].0), (1, run_id(1)));
+        let why = &live_runs.unreadable[0].1;
+        assert!(why.starts_with(&format!("its {column}: ")) && !why.contains('\x1b'), "{why}");
+    }
+}
+
+#[test]
 fn a_path_that_is_not_utf8_does_not_stop_the_store() {
     use std::os::unix::ffi::OsStringExt;
     let log = std::ffi::OsString::from_vec(b"/home/\xff/log".to_vec());

@@ -140,7 +140,7 @@ fn kill_done(tx: &Connection, receipt: &Receipt) -> rusqlite::Result<()> {
 
 /// The view as JSON. Serde refuses a path that is not UTF-8, and one such run must not hold up all that come after it:
 /// its paths are written as a person would be shown them.
-fn view_json(view: &RunView) -> rusqlite::Result<String> {
+pub(super) fn view_json(view: &RunView) -> rusqlite::Result<String> {
     json(view).or_else(|_| {
         let readable = |path: &PathBuf| PathBuf::from(path.to_string_lossy().into_owned());
         let mut view = view.clone();

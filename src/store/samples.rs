@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, Row, TransactionBehavior, named_params, params};
 
-use super::audit::int;
+use super::audit::{get, int};
 use crate::model::{HOUR, MINUTE, RunId, Usage, UsageMinute, UsageSample, Wall, readings};
 
 /// Rows that are written, or looked at, in one transaction: some 2 ms.
@@ -18,7 +18,7 @@ const READINGS: Duration = HOUR;
 const MINUTES: Duration = Duration::from_secs(24 * 3600);
 const HOURS: Duration = Duration::from_secs(30 * 24 * 3600);
 
-const COLUMNS: &str = "run_id, level, at, cpu_usec, memory_bytes, memory_peak_bytes, tasks, io_read_bytes, \
+pub(super) const COLUMNS: &str = "run_id, level, at, cpu_usec, memory_bytes, memory_peak_bytes, tasks, io_read_bytes, \
      io_write_bytes, activity_bytes, memory_pressure, readings";
 
 /// Writes minutes of runs.
@@ -133,7 +133,7 @@ pub(super) fn read(conn: &Connection, run: RunId, since: Wall) -> rusqlite::Resu
     let mut rows = statement.query(named_params! { ":run": run.to_string(), ":since": int(since.0) })?;
     let mut found = Vec::new();
     while let Some(row) = rows.next()? {
-        match row.get::<_, Option<String>>(11)? {
+        match get::<Option<String>>(row, 11)? {
             Some(text) => found.extend(readings(&text).into_iter().filter(|reading| reading.at >= since)),
             None => found.push(summary(row)?),
         }
@@ -141,13 +141,13 @@ pub(super) fn read(conn: &Connection, run: RunId, since: Wall) -> rusqlite::Resu
     Ok(found)
 }
 
-fn summary(row: &Row<'_>) -> rusqlite::Result<UsageSample> {
+pub(super) fn summary(row: &Row<'_>) -> rusqlite::Result<UsageSample> {
     let number = |column| -> rusqlite::Result<Option<u64>> {
-        Ok(row.get::<_, Option<i64>>(column)?.and_then(|n| u64::try_from(n).ok()))
+        Ok(get::<Option<i64>>(row, column)?.and_then(|n| u64::try_from(n).ok()))
     };
     Ok(UsageSample {
         at: Wall(number(2)?.unwrap_or_default()),
-        span: if row.get::<_, i64>(1)? == 2 { HOUR } else { MINUTE },
+        span: if get::<i64>(row, 1)? == 2 { HOUR } else { MINUTE },
         usage: Usage {
             cpu_usec: number(3)?,
             memory_bytes: number(4)?,
@@ -157,7 +157,7 @@ fn summary(row: &Row<'_>) -> rusqlite::Result<UsageSample> {
             io_write_bytes: number(8)?,
             activity_bytes: number(9)?,
         },
-        memory_pressure_percent: row.get(10)?,
+        memory_pressure_percent: get(row, 10)?,
     })
 }
 

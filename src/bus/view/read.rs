@@ -17,6 +17,7 @@ fn named<T: Copy>(what: &str, text: &str, all: &[T], name: impl Fn(T) -> &'stati
 }
 
 fn unknown(what: &str, text: &str) -> Error {
+    let text: String = text.chars().take(40).collect();
     Error::internal(format!(
         "the instance answered with the {what} {text:?}, which this version does not know: `guardian doctor` tells \
          both versions"

@@ -1,6 +1,6 @@
 //! The output of a run that systemd started: journalctl(1) reads it, with the rights of who asks.
 
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, Read, Write};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::super::args::LogsArgs;
 use super::super::session::Session;
-use super::{BLOCK, Done, FOLLOW, Screen, State};
+use super::{BLOCK, Done, FOLLOW, Screen};
 use crate::bus::client::Client;
 use crate::model::{Error, ErrorKind, Phase, RunView};
 
@@ -63,7 +63,7 @@ pub async fn main(view: &RunView, args: &LogsArgs, session: &Session) -> Done {
 /// exit status, and whether there was anything.
 fn pass_on(mut child: Child, over: &AtomicBool) -> io::Result<(i32, bool)> {
     let Some(mut from) = child.stdout.take() else { return Ok((1, false)) };
-    let mut screen = Screen { inert: io::stdout().is_terminal(), state: State::Text };
+    let mut screen = Screen::of_stdout();
     let mut block = vec![0; BLOCK];
     let (mut last, mut shown) = (Instant::now(), false);
     loop {

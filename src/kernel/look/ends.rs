@@ -276,7 +276,7 @@ fn told_by_the_kernel(waits: u32, fd: i32) -> Option<u32> {
 }
 
 /// `ID: FLOCK ADVISORY WRITE PID DEVICE:INODE START END`; those that wait for it have the same id, and `->` behind it.
-fn holder_in(locks: &str, waits: u32) -> Option<u32> {
+pub(super) fn holder_in(locks: &str, waits: u32) -> Option<u32> {
     let mut holders: HashMap<&str, u32> = HashMap::new();
     for line in locks.lines() {
         let mut fields = line.split_ascii_whitespace();

@@ -35,7 +35,7 @@ pub(super) fn link(pid: u32, fd: i32) -> File {
     }
 }
 
-fn of_link(text: &str) -> File {
+pub(super) fn of_link(text: &str) -> File {
     if text.starts_with("pipe:[") {
         return pipe(None);
     }

@@ -82,11 +82,15 @@ impl Memory {
 
     /// Microseconds.
     fn timespec(&self, address: u64) -> Option<u64> {
-        let bytes = self.read(address, 16)?;
-        let (secs, nanos) = bytes.split_at_checked(8)?;
-        let number = |b: &[u8]| u64::try_from(i64::from_ne_bytes(b.try_into().ok()?)).ok();
-        Some(number(secs)?.saturating_mul(1_000_000).saturating_add(number(nanos)? / 1000))
+        usec_of(&self.read(address, 16)?)
     }
+}
+
+/// `struct timespec { long tv_sec; long tv_nsec; }`, in microseconds.
+pub(super) fn usec_of(timespec: &[u8]) -> Option<u64> {
+    let (secs, nanos) = timespec.split_at_checked(8)?;
+    let number = |b: &[u8]| u64::try_from(i64::from_ne_bytes(b.try_into().ok()?)).ok();
+    Some(number(secs)?.saturating_mul(1_000_000).saturating_add(number(nanos)? / 1000))
 }
 
 /// The time of a clock, in microseconds; none for one that is not common to all processes.
@@ -104,7 +108,7 @@ fn clock_usec(clock: u64) -> Option<u64> {
 
 /// Whom a futex waits for. That the words are a mutex of the C library is an inference: the word says "locked, and somebody
 /// waits", and a thread of the process is where the owner would be. Other locks have none there.
-fn futex_by(operation: u64, value: u32, word: u32, owner: u32, tids: &[u32]) -> Option<FutexBy> {
+pub(super) fn futex_by(operation: u64, value: u32, word: u32, owner: u32, tids: &[u32]) -> Option<FutexBy> {
     const WAIT: u64 = 0;
     const WAIT_BITSET: u64 = 9;
     const LOCK_PI: [u64; 2] = [6, 13];

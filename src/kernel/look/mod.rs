@@ -8,6 +8,8 @@
 mod calls;
 mod ends;
 mod files;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) mod fuzz;
 mod memory;
 mod peers;
 mod sockets;
@@ -73,7 +75,8 @@ pub fn watch(evidence: &mut Evidence, time: Duration) {
 /// CPU time by the scheduler's own count of its threads: that of `stat` has the grain of a clock tick.
 fn cpu_usec(process: &ProcessSeen) -> Option<u64> {
     let tids = process.threads.iter().map(|t| t.tid);
-    let nsec = tids.filter_map(|tid| Some(process::scheduled(process.pid, tid).ok()??.on_cpu_nsec)).sum::<u64>();
+    let on_cpu = tids.filter_map(|tid| Some(process::scheduled(process.pid, tid).ok()??.on_cpu_nsec));
+    let nsec = on_cpu.fold(0, u64::saturating_add);
     (!process.threads.is_empty()).then_some(nsec / 1000)
 }
 

@@ -11,8 +11,8 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SHOW_NAME: u32 = 1;
 const SHOW_PEER: u32 = 4;
-const NAME: u16 = 0;
-const PEER: u16 = 2;
+pub(super) const NAME: u16 = 0;
+pub(super) const PEER: u16 = 2;
 /// linux/netlink.h.
 const REQUEST: u16 = 1;
 /// Bytes of a message's header, of what is told of a socket in any case, and of an attribute's header.
@@ -73,7 +73,7 @@ fn request(inode: u32, show: u32) -> Vec<u8> {
 }
 
 /// What follows `struct unix_diag_msg`, if the message is an answer about this inode and no error.
-fn attributes(message: &[u8], inode: u32) -> Option<&[u8]> {
+pub(super) fn attributes(message: &[u8], inode: u32) -> Option<&[u8]> {
     let length = usize::try_from(number(message, 0)?).ok()?;
     let message = message.get(..length)?;
     let kind = message.get(4..6)?.try_into().ok().map(u16::from_ne_bytes)?;
@@ -86,7 +86,7 @@ fn number(bytes: &[u8], at: usize) -> Option<u32> {
 }
 
 /// The value of an attribute: `length, kind, value`, each at a multiple of four bytes.
-fn attribute(mut all: &[u8], wanted: u16) -> Option<&[u8]> {
+pub(super) fn attribute(mut all: &[u8], wanted: u16) -> Option<&[u8]> {
     loop {
         let half = |at: usize| all.get(at..at + 2)?.try_into().ok().map(u16::from_ne_bytes);
         let (length, kind) = (usize::from(half(0)?), half(2)?);
@@ -99,7 +99,7 @@ fn attribute(mut all: &[u8], wanted: u16) -> Option<&[u8]> {
 }
 
 /// A path ends with a NUL; an abstract name begins with one, which is written as `@`, as /proc/net/unix does.
-fn path(name: &[u8]) -> Option<String> {
+pub(super) fn path(name: &[u8]) -> Option<String> {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     match name {
         [] => None,

@@ -13,7 +13,6 @@ const MAX_LINE: u64 = 1024;
 /// Finds these in the namespace of a process. A table is read until all are found, each at most once, and at most
 /// until then.
 pub(super) fn find(pid: u32, wanted: &HashSet<u64>, until: Instant) -> HashMap<u64, File> {
-    type Parse = fn(&str) -> Option<(u64, File)>;
     let tables: [(&str, Parse); 5] = [("tcp", tcp), ("tcp6", tcp), ("udp", udp), ("udp6", udp), ("unix", unix)];
     let mut found = HashMap::new();
     for (table, parse) in tables {
@@ -21,29 +20,41 @@ pub(super) fn find(pid: u32, wanted: &HashSet<u64>, until: Instant) -> HashMap<u
             break;
         }
         let Ok(file) = std::fs::File::open(format!("/proc/{pid}/net/{table}")) else { continue };
-        let mut lines = BufReader::with_capacity(16 << 10, file);
-        let mut line = Vec::new();
-        while Instant::now() < until && found.len() < wanted.len() {
-            line.clear();
-            match std::io::Read::take(&mut lines, MAX_LINE).read_until(b'\n', &mut line) {
-                Ok(0) | Err(_) => break,
-                Ok(_) => {
-                    found.extend(parse(&String::from_utf8_lossy(&line)).filter(|(inode, _)| wanted.contains(inode)))
-                }
-            }
-        }
+        find_in(BufReader::with_capacity(16 << 10, file), parse, wanted, until, &mut found);
     }
     found
 }
 
-fn tcp(line: &str) -> Option<(u64, File)> {
+/// Reads a line of a table: the inode, and what the socket is.
+pub(super) type Parse = fn(&str) -> Option<(u64, File)>;
+
+pub(super) fn find_in(
+    mut table: impl BufRead,
+    parse: Parse,
+    wanted: &HashSet<u64>,
+    until: Instant,
+    found: &mut HashMap<u64, File>,
+) {
+    let mut line = Vec::new();
+    while Instant::now() < until && found.len() < wanted.len() {
+        line.clear();
+        match std::io::Read::take(&mut table, MAX_LINE).read_until(b'\n', &mut line) {
+            Ok(0) | Err(_) => break,
+            Ok(_) => {
+                found.extend(parse(&String::from_utf8_lossy(&line)).filter(|(inode, _)| wanted.contains(inode)));
+            }
+        }
+    }
+}
+
+pub(super) fn tcp(line: &str) -> Option<(u64, File)> {
     let (inode, local, peer, state) = internet(line)?;
     let file =
         File::Tcp { local: local.to_string(), peer: peer.map(|p| p.to_string()), state: state_name(state).into() };
     Some((inode, file))
 }
 
-fn udp(line: &str) -> Option<(u64, File)> {
+pub(super) fn udp(line: &str) -> Option<(u64, File)> {
     let (inode, local, peer, _) = internet(line)?;
     Some((inode, File::Udp { local: local.to_string(), peer: peer.map(|p| p.to_string()) }))
 }
@@ -94,7 +105,7 @@ fn state_name(state: u8) -> &'static str {
 }
 
 /// `ADDRESS: REFERENCES PROTOCOL FLAGS TYPE STATE INODE[ PATH]`; an abstract one begins with `@`.
-fn unix(line: &str) -> Option<(u64, File)> {
+pub(super) fn unix(line: &str) -> Option<(u64, File)> {
     let mut fields = line.split_ascii_whitespace();
     fields.next()?.strip_suffix(':')?;
     let inode: u64 = fields.nth(5)?.parse().ok()?;

@@ -27,6 +27,8 @@ use crate::model::{ProcessId, Usage};
 
 pub use lost::Lost;
 pub use members::Members;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) use procfs::parse_children;
 pub use table::{Entry, Table};
 pub use walk::{Reading, Rest, children, descendants};
 

@@ -77,7 +77,7 @@ impl Proc {
         let Some(text) = self.read(format_args!("{pid}/task/{tid}/children"), Whole::AtTheEnd)? else {
             return Ok(false);
         };
-        into.extend(text.split(|b| *b == b' ').filter_map(number));
+        into.extend(parse_children(text));
         Ok(true)
     }
 
@@ -139,6 +139,11 @@ fn numbers(dir: impl AsFd) -> Result<Vec<u32>, Errno> {
         numbers.extend(number(entry?.file_name().to_bytes()));
     }
     Ok(numbers)
+}
+
+/// `PID PID … `: the children of a thread.
+pub(in crate::kernel) fn parse_children(text: &[u8]) -> impl Iterator<Item = u32> {
+    text.split(|b| *b == b' ').filter_map(number)
 }
 
 fn number(text: &[u8]) -> Option<u32> {

@@ -19,6 +19,8 @@
 //!
 //! With a PID namespace of its own, the run cannot see its shim, and the kernel ends all of it with the shim.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) mod fuzz;
 mod init;
 mod orders;
 pub mod record;

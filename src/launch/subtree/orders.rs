@@ -76,6 +76,10 @@ impl Orders {
                 n => text.extend(part.get(..n)?),
             }
         }
+        Self::parse(&text)
+    }
+
+    pub(super) fn parse(text: &[u8]) -> Option<Self> {
         let mut strings = text.split_inclusive(|b| *b == 0).map(|s| CString::from_vec_with_nul(s.to_vec()).ok());
         let mut numbers = [0; NUMBERS];
         for number in &mut numbers {

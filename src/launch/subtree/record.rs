@@ -162,7 +162,7 @@ pub(super) fn put(file: impl AsFd, line: Line, value: impl Display) -> Result<()
     }
 }
 
-fn parse(text: &[u8]) -> Entries {
+pub(super) fn parse(text: &[u8]) -> Entries {
     let line = |line: Line| {
         let at = line as usize * LINE;
         let text = std::str::from_utf8(text.get(at..at + LINE)?).ok()?;

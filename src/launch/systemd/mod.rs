@@ -40,6 +40,8 @@ use tokio::sync::{Mutex, Notify, mpsc};
 pub use absent::Absent;
 use bus::{Address, Place};
 use jobs::{Jobs, Line};
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) use names::object as object_of;
 pub use names::{UnitKind, run_of, slice as slice_of, unit as unit_of};
 use scope::{Surroundings, Wanted};
 pub use service::Wanted as ServiceWanted;
