@@ -384,6 +384,8 @@ mod tests {
             assert_eq!(mode.to_string().parse(), Ok(mode));
         }
         assert_eq!(KillMode::Force.as_str(), "force");
+        let said = |text: &str| KillReason::Requested { text: text.into() }.to_string();
+        assert_eq!([said("enough"), said("")], ["enough", "asked for, without a reason"]);
         let refused = "soft".parse::<KillMode>().unwrap_err();
         assert_eq!(refused, "\"soft\" is not a kill mode: use graceful or force");
         let ann = Actor::User { uid: 5, name: "ann".into() };

@@ -83,7 +83,7 @@ fn what_is_worse_is_said_with_what_the_run_waits_for_and_what_is_better_at_once(
 #[test]
 fn a_kill_for_idleness_is_not_held_up_by_a_question() {
     let mut b = idle(Action::Kill);
-    b.shows(620 * SECOND, still(false));
+    assert_eq!(explains(&b.shows(620 * SECOND, still(false))), 1, "that it is near is said with what it waits for");
     b.step(Event::Inspected { run: ONE, evidence: Evidence::default() });
     let over = b.shows(400 * SECOND, still(false));
     assert_eq!((explains(&over), b.phase()), (0, Some(Phase::Stopping)));
@@ -105,11 +105,13 @@ fn one_in_which_nothing_has_run_is_looked_at_again_for_input_only_where_cpu_time
 
 #[test]
 fn looks_at_many_runs_that_were_started_at_once_do_not_fall_together() {
-    let first = |last| {
+    let first_of = |last, idle: u32| {
         let mut spec = spec(RunId::from_bytes([0, 0, 0, 0, 0, last]));
-        spec.limits.watch.idle_timeout = Some(900 * SECOND);
+        spec.limits.watch.idle_timeout = Some(idle * SECOND);
         Steps::live(spec).engine.next_deadline().unwrap()
     };
+    let first = |last| first_of(last, 900);
     assert_eq!(first(128).since(first(0)), SECOND / 2);
+    assert!(first_of(255, 6).since(first_of(0, 6)) < SECOND / 10, "short beside a window of 2 s");
     assert!(first(255) > first(254) && first(255).since(first(0)) < SECOND);
 }
