@@ -222,3 +222,7 @@ pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error>
 pub fn unexpected(answer: &Answer) -> Error {
     Error::internal(format!("the engine answered {answer:?} to another question: please report this"))
 }
+
+#[cfg(test)]
+#[path = "access_tests.rs"]
+mod tests;

@@ -292,11 +292,10 @@ impl Engine {
 
     /// The larger part of a timer's time has passed. That is said with what the run waits for.
     pub(super) fn warn_timer(&mut self, id: RunId, rule: Rule) {
+        // With a timer its deadlines go, so it is there, and the run is live.
         let Some(run) = self.runs.get_mut(&id) else { return };
-        if matches!(run.state, State::Live { .. }) && run.timers.contains_key(&rule) {
-            run.near.insert(rule);
-            self.effects.push(Effect::Explain(id));
-        }
+        run.near.insert(rule);
+        self.effects.push(Effect::Explain(id));
     }
 
     /// What it waits for is known.

@@ -424,3 +424,6 @@ fn last_part(allowed: Duration) -> Duration {
 fn usec(d: Duration) -> u64 {
     u64::try_from(d.as_micros()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests;

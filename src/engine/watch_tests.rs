@@ -386,3 +386,14 @@ fn pressure_is_noticed_at_the_next_sample_of_a_run_that_no_rule_looks_at() {
     assert!(!off.engine.wants_pressure(RUN, Some(100)));
     assert_eq!(sampled(&mut off, Some(100)), Health::Healthy);
 }
+
+#[test]
+fn when_a_rule_will_be_over_is_shown_once_it_is_near() {
+    let mut b = Bench::new(idle_for_15_min(), None, minutes(60));
+    let shown =
+        |b: &Bench| b.engine.view(RUN, b.now).unwrap().deadlines.iter().map(|(rule, _)| *rule).collect::<Vec<_>>();
+    b.pass(590);
+    assert_eq!(shown(&b), [Rule::MaxRuntime]);
+    b.pass(20);
+    assert_eq!(shown(&b), [Rule::MaxRuntime, Rule::IdleTimeout]);
+}

@@ -309,4 +309,122 @@ mod tests {
         assert_eq!(look(false), []);
         assert_eq!(look(true), [Finding::Sought { run, number: 7, found: Vec::new() }]);
     }
+
+    /// A process of ours that sleeps, with this mark in its environment or none. Ended when it is dropped.
+    struct Sleeper(std::process::Child);
+
+    impl Sleeper {
+        fn new(mark: Option<RunId>) -> Self {
+            let mut command = std::process::Command::new("sleep");
+            command.arg("600").env_remove(MARK).envs(mark.map(|run| (MARK, run.to_string())));
+            let sleeper = Self(command.spawn().unwrap());
+            // Before that it has the name and the environment of its parent.
+            until(|| process::stat(sleeper.0.id()).unwrap().comm == "sleep");
+            sleeper
+        }
+
+        fn id(&self) -> ProcessId {
+            process::stat(self.0.id()).unwrap().id()
+        }
+    }
+
+    impl Drop for Sleeper {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    fn until(mut holds: impl FnMut() -> bool) {
+        let started = Instant::now();
+        while !holds() {
+            assert!(started.elapsed() < Duration::from_secs(20), "not within 20 s");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    fn some_run() -> RunId {
+        let mut bytes = [0; 6];
+        rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).unwrap();
+        RunId::from_bytes(bytes)
+    }
+
+    /// Of a run whose main process is this one, which is nobody's escapee.
+    fn sought(run: RunId) -> Sought {
+        let main = process::stat(std::process::id()).unwrap().id();
+        let uid = rustix::process::geteuid().as_raw();
+        Sought { run, number: 7, uid, main, is_empty: true, known: Vec::new() }
+    }
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    fn found(of: &Sought, live: &Live) -> Vec<ProcessId> {
+        let findings = look(std::slice::from_ref(of), live, &mut 0, LONG);
+        let [Finding::Sought { run, number: 7, found }] = findings.as_slice() else { panic!("{findings:?}") };
+        assert_eq!(*run, of.run);
+        found.iter().map(|e| e.process).collect()
+    }
+
+    #[test]
+    fn who_carries_a_runs_mark_is_its_escapee_if_it_is_its_users_not_older_and_outside() {
+        let run = some_run();
+        let (its, _none, _others) = (Sleeper::new(Some(run)), Sleeper::new(None), Sleeper::new(Some(some_run())));
+        let (its, none, of) = (its.id(), live([]), sought(run));
+        assert_eq!(found(&of, &none), [its]);
+        let since = |start_ticks| Sought { main: ProcessId { start_ticks, ..of.main }, ..of.clone() };
+        assert_eq!(found(&since(its.start_ticks), &none), [its]);
+        assert_eq!(found(&since(its.start_ticks + 1), &none), [], "it is older than the run");
+        assert_eq!(found(&Sought { uid: of.uid + 1, ..of.clone() }, &none), [], "another user's");
+        let inside = live([Inside::Cgroup(process::cgroup(its.pid).unwrap_or_default())]);
+        assert_eq!(found(&of, &inside), [], "it is in a run");
+        let below = live([Inside::Shim(process::stat(std::process::id()).unwrap().id())]);
+        assert_eq!(found(&of, &below), [], "it is below a shim");
+        let known = Sought { known: vec![its], ..of };
+        assert_eq!(found(&known, &none), [its], "it is told once");
+    }
+
+    #[test]
+    fn the_main_process_needs_no_mark_and_has_to_be_just_that_process() {
+        let main = Sleeper::new(None);
+        let of = Sought { main: main.id(), ..sought(some_run()) };
+        assert_eq!(found(&of, &live([])), [main.id()]);
+        let earlier = ProcessId { start_ticks: main.id().start_ticks - 1, ..main.id() };
+        assert_eq!(found(&Sought { main: earlier, ..of }, &live([])), [], "its number was another's before");
+    }
+
+    #[test]
+    fn who_is_known_is_there_until_it_ends_or_is_back_in_the_run() {
+        let mut known = Sleeper::new(None);
+        let of = Sought { known: vec![known.id()], ..sought(some_run()) };
+        assert_eq!(found(&of, &live([])), of.known, "whatever has become of its mark");
+        let back = live([Inside::Shim(process::stat(std::process::id()).unwrap().id())]);
+        assert_eq!(found(&of, &back), []);
+        known.0.kill().unwrap();
+        until(|| found(&of, &live([])).is_empty());
+    }
+
+    #[test]
+    fn a_look_that_takes_too_long_goes_on_where_it_came_to() {
+        let run = some_run();
+        let its = Sleeper::new(Some(run));
+        let (of, none) = ([sought(run)], live([]));
+        let mut from = its.id().pid;
+        look(&of, &none, &mut from, Duration::ZERO);
+        assert_eq!(from, its.id().pid, "that one was to be the next");
+        for mut from in [its.id().pid, its.id().pid + 1] {
+            let Some(Finding::Sought { found, .. }) = look(&of, &none, &mut from, LONG).pop() else { panic!() };
+            assert_eq!((found.len(), from), (1, 0), "all are looked at, and the next look begins anew");
+        }
+        assert_eq!(look(&[], &none, &mut from, Duration::ZERO), []);
+        assert_eq!(from, 0, "where there is no run, nobody is looked at");
+    }
+
+    #[test]
+    fn no_more_of_one_run_are_told_than_can_be_kept() {
+        let run = some_run();
+        let all: Vec<_> = (0..MOST + 2).map(|_| Sleeper::new(Some(run))).collect();
+        let told = found(&sought(run), &live([]));
+        assert_eq!(told.len(), MOST);
+        assert!(told.iter().all(|id| all.iter().any(|its| its.id() == *id)));
+    }
 }

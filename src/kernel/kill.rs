@@ -172,4 +172,67 @@ mod tests {
         child.kill().unwrap();
         child.wait().unwrap();
     }
+
+    /// A directory with the files of a cgroup, which lists these processes, as if they were there.
+    fn listing(pids: &[u32]) -> (tempfile::TempDir, CgroupDir) {
+        let tmp = tempfile::tempdir().unwrap();
+        let text: String = pids.iter().map(|pid| format!("{pid}\n")).collect();
+        std::fs::write(tmp.path().join("cgroup.procs"), text).unwrap();
+        let dir = CgroupDir::open_unchecked(tmp.path()).unwrap();
+        (tmp, dir)
+    }
+
+    fn sleep() -> std::process::Child {
+        std::process::Command::new("sleep").arg("600").spawn().unwrap()
+    }
+
+    fn signal_of(child: &mut std::process::Child) -> Option<i32> {
+        std::os::unix::process::ExitStatusExt::signal(&child.wait().unwrap())
+    }
+
+    /// The cgroup of everything that a test starts.
+    fn ours() -> std::path::PathBuf {
+        process::cgroup(std::process::id()).unwrap_or_else(|_| "/".into())
+    }
+
+    #[test]
+    fn sigterm_reaches_who_is_there_and_counts_each_once_and_the_frozen_are_thawed() {
+        let (mut one, mut stopped, mut gone) = (sleep(), sleep(), sleep());
+        gone.kill().unwrap();
+        gone.wait().unwrap();
+        rustix::process::kill_process(rustix::process::Pid::from_child(&stopped), Signal::STOP).unwrap();
+        let (tmp, dir) = listing(&[one.id(), stopped.id(), gone.id()]);
+        std::fs::create_dir(tmp.path().join("sub")).unwrap();
+        let frozen = [tmp.path().join("cgroup.freeze"), tmp.path().join("sub/cgroup.freeze")];
+        frozen.iter().for_each(|file| std::fs::write(file, "1\n").unwrap());
+        let name = ours();
+        assert_eq!(Target { dir: &dir, name: &name }.terminate().unwrap(), 2);
+        assert_eq!((signal_of(&mut one), signal_of(&mut stopped)), (Some(15), Some(15)));
+        for file in frozen {
+            assert!(std::fs::read_to_string(&file).unwrap().starts_with('0'), "{}", file.display());
+        }
+    }
+
+    #[test]
+    fn one_write_kills_a_cgroup_where_the_kernel_has_it_and_else_each_is_killed() {
+        let mut child = sleep();
+        let name = ours();
+        let (tmp, dir) = listing(&[child.id()]);
+        let written = || std::fs::read_to_string(tmp.path().join("cgroup.kill")).unwrap();
+        std::fs::write(tmp.path().join("cgroup.kill"), "").unwrap();
+        assert_eq!(Target { dir: &dir, name: &name }.kill(false).unwrap(), 1);
+        assert_eq!((written().as_str(), child.try_wait().unwrap()), ("1", None));
+        std::fs::write(tmp.path().join("cgroup.kill"), "").unwrap();
+        std::fs::write(tmp.path().join("pids.max"), "max").unwrap();
+        assert_eq!(Target { dir: &dir, name: &name }.kill(true).unwrap(), 1);
+        assert_eq!((written().as_str(), signal_of(&mut child)), ("", Some(9)));
+        assert_eq!(std::fs::read_to_string(tmp.path().join("pids.max")).unwrap(), "0ax", "it forks no more");
+
+        let mut child = sleep();
+        let (tmp, dir) = listing(&[child.id()]);
+        assert_eq!(Target { dir: &dir, name: &name }.kill(false).unwrap(), 1, "an older kernel");
+        assert_eq!(signal_of(&mut child), Some(9));
+        std::fs::remove_file(tmp.path().join("cgroup.procs")).unwrap();
+        assert!(Target { dir: &dir, name: &name }.kill(false).unwrap_err().is_gone(), "the cgroup was removed");
+    }
 }

@@ -319,9 +319,77 @@ mod tests {
         let process = &receipt.processes[0];
         assert_eq!((process.pid, process.state, process.threads.len()), (7, 'S', 0));
         assert_eq!((receipt.explanation.as_str(), receipt.growth), ("", None));
+        assert!(receipt.proved, "its cgroup was empty: there was nothing else then");
         let evidence: crate::model::Evidence =
             serde_json::from_str(&format!(r#"{{"processes":[{seen}],"total":1}}"#)).unwrap();
         let told = crate::model::explain(&evidence).sentence;
         assert_eq!(told, "sleep (pid 7) sleeps (kernel function hrtimer_nanosleep)");
+    }
+
+    #[test]
+    fn a_receipt_says_in_one_line_what_was_done_and_what_is_left() {
+        let killed = Step { kind: StepKind::Killed, at: Wall(5), elapsed_usec: 9, processes: 3 };
+        let process = super::super::ProcessId { pid: 77, start_ticks: 5 };
+        let fate = super::super::Fate::Gone;
+        let escapee = Escapee { process, name: "sh".into(), cgroup: "/x".into(), fate };
+        let plain = Receipt {
+            run: RunId::from_bytes([1; 6]),
+            mode: KillMode::Graceful,
+            reason: KillReason::ClientGone,
+            actor: Actor::Guardian,
+            requested_at: Wall(4),
+            duration_usec: 2_000,
+            steps: Vec::new(),
+            terminated: 1,
+            killed: 0,
+            containment: Containment::Cgroupfs,
+            proved: true,
+            survivors: 0,
+            processes: Vec::new(),
+            processes_total: 1,
+            growth: None,
+            escapees: Vec::new(),
+            explanation: String::new(),
+        };
+        let forced = Receipt { mode: KillMode::Force, steps: vec![killed], terminated: 0, killed: 3, ..plain.clone() };
+        for (receipt, line) in [
+            (plain.clone(), "SIGTERM to 1 process, no cgroup.kill needed, 0 survivors, 2 ms"),
+            (forced.clone(), "cgroup.kill of 3 processes, 0 survivors, 2 ms"),
+            (
+                Receipt { terminated: 2, escapees: vec![escapee.clone()], ..forced.clone() },
+                "SIGTERM to 2 processes, forced, cgroup.kill of 3 processes, 0 survivors, 2 ms, 1 escapee",
+            ),
+            (
+                Receipt {
+                    containment: Containment::Subtree,
+                    proved: false,
+                    survivors: 1,
+                    escapees: vec![escapee.clone(), escapee],
+                    ..forced
+                },
+                "SIGKILL to 3 processes, 1 survivor found, 2 ms, 2 escapees",
+            ),
+        ] {
+            assert_eq!(receipt.to_string(), line);
+        }
+        let seen = ProcessSeen { pid: 7, command: "sleep 9".into(), ..ProcessSeen::default() };
+        let mut short = Receipt { processes: vec![seen], ..plain };
+        short.shorten();
+        assert_eq!((short.processes[0].pid, short.processes[0].command.as_str()), (7, ""));
+    }
+
+    #[test]
+    fn a_kill_mode_is_said_as_it_is_read_and_an_actor_by_name() {
+        for mode in [KillMode::Graceful, KillMode::Force] {
+            assert_eq!(mode.to_string().parse(), Ok(mode));
+        }
+        assert_eq!(KillMode::Force.as_str(), "force");
+        let said = |text: &str| KillReason::Requested { text: text.into() }.to_string();
+        assert_eq!([said("enough"), said("")], ["enough", "asked for, without a reason"]);
+        let refused = "soft".parse::<KillMode>().unwrap_err();
+        assert_eq!(refused, "\"soft\" is not a kill mode: use graceful or force");
+        let ann = Actor::User { uid: 5, name: "ann".into() };
+        assert_eq!((ann.to_string().as_str(), ann.uid()), ("ann", Some(5)));
+        assert_eq!((Actor::Guardian.to_string().as_str(), Actor::Guardian.uid()), ("guardian", None));
     }
 }

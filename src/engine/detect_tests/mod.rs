@@ -106,3 +106,82 @@ fn what_is_kept_of_a_track_is_read_again() {
         assert_eq!(&serde_json::from_str::<Track>(&text).unwrap(), track);
     }
 }
+
+/// A look at a run that has computed for so long and done nothing else.
+fn computed(cpu: Duration, suspended_usec: u64) -> Sample {
+    Sample {
+        cpu_usec: Some(u64::try_from(cpu.as_micros()).unwrap()),
+        cpu_wait_usec: Some(0),
+        suspended_usec: Some(suspended_usec),
+        io_bytes: Some(0),
+        activity_bytes: Some(0),
+        processes: Some(crate::model::Processes::NONE),
+        waits_for_input: Some(false),
+        frozen: Some(false),
+        host_cpu_pressure: Some(0),
+        memory_bytes: None,
+        memory_pressure: None,
+    }
+}
+
+const fn at(ms: u64) -> Mono {
+    Mono(ms * 1_000_000)
+}
+
+/// Looked at for the first time, and then after each of so many whole windows with so much of a core in use.
+fn track(rule: Rule, secs: u64, windows: u32, percent: u32) -> Track {
+    let mut track = Track::new(rule, Duration::from_secs(secs), at(0));
+    for n in 0..=windows {
+        let now = track.window() * n;
+        track.look(&computed(now / 100 * percent, 0), None, Mono(u64::try_from(now.as_nanos()).unwrap()));
+    }
+    track
+}
+
+#[test]
+fn one_that_was_warned_of_is_looked_at_in_the_middle_of_a_window_and_that_is_no_window() {
+    let warned = track(IDLE, 900, 2, 0);
+    assert_eq!((warned.standing(), warned.next_look()), (Near, Some(at(750_000))));
+    // Whichever half it computes in, over the whole window that is 1.5 % of a core, which is nothing.
+    for (first, second) in [(4_500, 0), (0, 4_500), (2_250, 2_250)] {
+        let mut track = warned.clone();
+        track.look(&computed(Duration::from_millis(first), 0), None, at(750_000));
+        assert_eq!((track.standing(), track.held), (Near, Duration::from_secs(600)), "{first}");
+        track.look(&computed(Duration::from_millis(first + second), 0), None, at(900_000));
+        assert_eq!((track.standing(), track.held), (Over, Duration::from_secs(900)), "{first} and {second}");
+    }
+}
+
+#[test]
+fn a_look_that_comes_too_late_or_after_the_host_slept_proves_nothing() {
+    for (ms, slept_usec, counts) in [
+        (300_000, 0, true),
+        (300_000, 1_000_000, true),
+        (300_000, 1_000_001, false),
+        (451_000, 0, true),
+        (451_001, 0, false),
+    ] {
+        let mut track = track(IDLE, 900, 0, 0);
+        track.look(&computed(Duration::ZERO, slept_usec), None, at(ms));
+        let held = if counts { Duration::from_millis(ms) } else { Duration::ZERO };
+        assert_eq!(track.held, held, "{ms} ms, slept {slept_usec} us");
+    }
+}
+
+#[test]
+fn just_the_share_of_a_core_that_is_named_is_spinning_and_is_not_idle() {
+    for (rule, secs, percent, holds) in
+        [(SPIN, 1200, 90, true), (SPIN, 1200, 89, false), (IDLE, 900, 2, false), (IDLE, 900, 1, true)]
+    {
+        let held = track(rule, secs, 1, percent);
+        assert_eq!(held.held == held.window(), holds, "{rule} at {percent} %");
+        // The counters that are read in between say the same.
+        let mut sampled = track(rule, secs, 1, percent);
+        if holds {
+            let (now, cpu) = (sampled.window() * 2, sampled.window() * 2 / 100 * percent);
+            let now = Mono(u64::try_from(now.as_nanos()).unwrap());
+            assert!(sampled.wants_look(&computed(cpu, 0), None, true, now), "{rule} at {percent} %");
+            assert_eq!(sampled.held, sampled.window());
+        }
+    }
+}
