@@ -62,7 +62,7 @@ class Faults(unittest.TestCase):
         os.kill(journald, signal.SIGSTOP)
         self.addCleanup(os.kill, journald, signal.SIGCONT)
         # More than its socket holds.
-        ids = detach_many(60, "true", user="root")
+        ids = detach_many(40 if QUICK else 200, "true")
         for run_id in ids:
             self.assertEqual(guardian("wait", run_id).status, 0)
         killed = self.works()
@@ -82,7 +82,7 @@ class Faults(unittest.TestCase):
             skew += by
 
         self.addCleanup(lambda: shift(-skew))
-        for by in [400 * DAY, -800 * DAY, 5 * 3600]:
+        for by in [400 * DAY, -800 * DAY] if QUICK else [400 * DAY, -800 * DAY, 5 * 3600, 30 * DAY]:
             limited = detach("--max-runtime", "6s", "--grace", "0s", "--", "sleep", "1000", user="alice")
             begun = time.monotonic()
             shift(by)
