@@ -227,6 +227,8 @@ fn a_beginning_of_an_id_names_ones_own_run_or_for_who_has_the_right_anybodys() {
             (peer(ANN), "no id", Err(ErrorKind::InvalidRunId)),
             (peer(BEN), "run_ab", Ok(BENS)),
             (peer(BEN), "run_aa", Err(ErrorKind::NoSuchRun)),
+            // Not even how many there are that begin so.
+            (peer(1004), "run_ab", Err(ErrorKind::NoSuchRun)),
             (kills, "run_aa", Ok(LIVE)),
             (other.clone(), "run_aa", Ok(LIVE)),
             (other, "run_ab", Err(ErrorKind::AmbiguousRunId)),

@@ -308,6 +308,13 @@ mod tests {
         let look = |is_empty| look(&[sought(is_empty)], &live([Inside::Shim(id)]), &mut 0, Duration::from_secs(9));
         assert_eq!(look(false), []);
         assert_eq!(look(true), [Finding::Sought { run, number: 7, found: Vec::new() }]);
+        let mut dead = std::process::Command::new("true").spawn().unwrap();
+        let id = process::stat(dead.id()).unwrap().id();
+        until(|| process::stat(dead.id()).unwrap().has_ended());
+        let can_tell = |shim| Places::of(&live([Inside::Shim(shim)])).can_tell(&sought(false));
+        assert!(!can_tell(id), "its parent has not been told yet, but it holds nobody any more");
+        assert!(can_tell(process::stat(std::process::id()).unwrap().id()));
+        dead.wait().unwrap();
     }
 
     /// A process of ours that sleeps, with this mark in its environment or none. Ended when it is dropped.
@@ -318,13 +325,18 @@ mod tests {
             let mut command = std::process::Command::new("sleep");
             command.arg("600").env_remove(MARK).envs(mark.map(|run| (MARK, run.to_string())));
             let sleeper = Self(command.spawn().unwrap());
-            // Before that it has the name and the environment of its parent.
-            until(|| process::stat(sleeper.0.id()).unwrap().comm == "sleep");
+            // Before that it has the name of its parent, and then for a moment no environment.
+            let pid = sleeper.0.id();
+            until(|| process::stat(pid).unwrap().comm == "sleep" && process::variable(pid, "PATH").is_some());
             sleeper
         }
 
         fn id(&self) -> ProcessId {
             process::stat(self.0.id()).unwrap().id()
+        }
+
+        fn ended_by(&mut self) -> Option<i32> {
+            std::os::unix::process::ExitStatusExt::signal(&self.0.try_wait().unwrap()?)
         }
     }
 
@@ -426,5 +438,39 @@ mod tests {
         let told = found(&sought(run), &live([]));
         assert_eq!(told.len(), MOST);
         assert!(told.iter().all(|id| all.iter().any(|its| its.id() == *id)));
+    }
+
+    #[test]
+    fn only_who_is_proved_to_be_the_runs_is_signalled() {
+        use EscapeeState::{Gone, NotProved, There};
+        let run = some_run();
+        let (mut its, mut claimed, mut gone) = (Sleeper::new(Some(run)), Sleeper::new(None), Sleeper::new(Some(run)));
+        let known = vec![its.id(), claimed.id(), gone.id()];
+        let of = Sought { known: known.clone(), ..sought(run) };
+        let states = |acted: Finding| match acted {
+            Finding::Acted { run: r, number: 7, states, .. } if r == run => states,
+            other => panic!("{other:?}"),
+        };
+        gone.0.kill().unwrap();
+        gone.0.wait().unwrap();
+        let expected = |first, second| vec![(known[0], first), (known[1], second), (known[2], Gone)];
+        assert_eq!(states(act(&of, &live([]), EscapeeAct::Look)), expected(There, There));
+        // Of a run that may have scattered it is not known what is outside.
+        let scattered = Live([(run, Inside::Named("run.scope".into()))].into());
+        let not_empty = Sought { is_empty: false, ..of.clone() };
+        assert_eq!(states(act(&not_empty, &scattered, EscapeeAct::Kill)), expected(NotProved, NotProved));
+        assert_eq!((its.ended_by(), claimed.ended_by()), (None, None));
+        // One that is stopped acts on SIGTERM all the same.
+        rustix::process::kill_process(rustix::process::Pid::from_child(&its.0), Signal::STOP).unwrap();
+        assert_eq!(states(act(&of, &live([]), EscapeeAct::Terminate)), expected(There, NotProved));
+        until(|| its.ended_by() == Some(15));
+        let mut other = Sleeper::new(Some(run));
+        // Not the one that was known by this number, and not one that is not of the run.
+        let earlier = ProcessId { start_ticks: other.id().start_ticks - 1, ..other.id() };
+        act(&Sought { known: vec![earlier, claimed.id()], ..of.clone() }, &live([]), EscapeeAct::Kill);
+        assert_eq!((other.ended_by(), claimed.ended_by()), (None, None));
+        act(&Sought { known: vec![other.id(), claimed.id()], ..of }, &live([]), EscapeeAct::Kill);
+        until(|| other.ended_by() == Some(9));
+        assert_eq!(claimed.ended_by(), None);
     }
 }
