@@ -81,7 +81,7 @@ class Faults(unittest.TestCase):
             skew += by
 
         self.addCleanup(lambda: shift(-skew))
-        for by in [400 * DAY, -800 * DAY] if QUICK else [400 * DAY, -800 * DAY, 5 * 3600, 30 * DAY]:
+        for by in [400 * DAY] if QUICK else [400 * DAY, -800 * DAY, 5 * 3600, 30 * DAY]:
             limited = detach("--max-runtime", "6s", "--grace", "0s", "--", "sleep", "1000", user="alice")
             begun = time.monotonic()
             shift(by)
