@@ -1,8 +1,8 @@
 use super::*;
 use crate::engine::{Event, Found, ReplyTo, Settings, Ticket};
 use crate::model::{
-    Answer, CgroupIdentity, ContainerId, Containment, Error, ExitStatus, Limits, Outcome, ProcessId, ProcessSeen,
-    Processes, Readiness, Resources, RunSpec, Sandbox, Wall, Watch,
+    Answer, CgroupIdentity, ContainerId, Error, ExitStatus, Limits, Outcome, ProcessId, ProcessSeen, Processes,
+    Readiness, Resources, RunSpec, Sandbox, Wall, Watch,
 };
 
 /// An engine with one run, of which every look shows what is set here.
@@ -72,20 +72,7 @@ impl Bench {
             sandbox: Sandbox::default(),
             credentials: Vec::new(),
         };
-        let spec = RunSpec {
-            id: RUN,
-            workflow: "test".into(),
-            name: None,
-            command: vec!["sim".into()],
-            cwd: "/".into(),
-            uid: 7,
-            user: "me".into(),
-            main: None,
-            client: None,
-            containment: Containment::Cgroupfs,
-            limits,
-            log: None,
-        };
+        let spec = RunSpec { limits, ..crate::engine::tests::spec(RUN) };
         bench.step(Event::Launch { spec: Box::new(spec), reply: ReplyTo(0), actor: me() });
         let (main, container) = (ProcessId { pid: 9, start_ticks: 9 }, bench.container());
         bench.step(Event::Contained { run: RUN, main, container, notices: Vec::new() });

@@ -29,7 +29,7 @@ fn container() -> ContainerId {
 }
 
 /// A detached run that is ready at once, without limits.
-fn spec(id: RunId) -> RunSpec {
+pub(super) fn spec(id: RunId) -> RunSpec {
     let limits = Limits {
         init_timeout: None,
         max_runtime: None,
