@@ -60,8 +60,9 @@ pub use watch::Tracked;
 const RECORD_WAIT: Duration = Duration::from_millis(500);
 /// A launch can wait for a slow disk, since nothing is executed meanwhile.
 const LAUNCH_RECORD_WAIT: Duration = Duration::from_secs(5);
-/// How long a run may take to be contained, where another program does that. It has deadlines of its own, 5 s and less.
-const CONTAIN_WAIT: Duration = Duration::from_secs(15);
+/// How long a run may take to be contained, where another program does that. It has deadlines of its own, 15 s and less;
+/// and D-Bus callers wait for 25 s.
+const CONTAIN_WAIT: Duration = Duration::from_secs(18);
 /// How long processes that are still there after the main process exited are left to go by themselves: the other end
 /// of a pipeline, a child that is being reaped. After that they are leftovers.
 const SETTLE: Duration = Duration::from_millis(100);

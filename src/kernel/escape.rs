@@ -130,6 +130,8 @@ pub fn look(all: &[Sought], live: &Live, from: &mut u32, budget: Duration) -> Ve
     let mut found: BTreeMap<RunId, Vec<Escapee>> = BTreeMap::new();
     let places = Places::of(live);
     let told: Vec<&Sought> = all.iter().filter(|sought| places.can_tell(sought)).collect();
+    // Most processes of most hosts with many runs: each is asked for its cgroup once.
+    let mut inside = HashSet::new();
     for sought in &told {
         let there = |id: &ProcessId| {
             let (_pidfd, stat) = holding(*id)?;
@@ -139,10 +141,12 @@ pub fn look(all: &[Sought], live: &Live, from: &mut u32, budget: Duration) -> Ve
             is_outside.then(|| escapee(*id, stat.comm, cgroup.as_deref()))
         };
         let mut there: Vec<Escapee> = sought.known.iter().filter_map(there).collect();
-        let is_inside = || process::cgroup(sought.main.pid).is_ok_and(|cgroup| places.has(&cgroup));
-        if !sought.known.contains(&sought.main)
-            && !is_inside()
-            && let Some((_, main)) = prove(sought.main.pid, sought, &places).filter(|(_, e)| e.process == sought.main)
+        let pid = sought.main.pid;
+        let is_inside = process::cgroup(pid).is_ok_and(|cgroup| places.has(&cgroup));
+        if is_inside {
+            inside.insert(pid);
+        } else if !sought.known.contains(&sought.main)
+            && let Some((_, main)) = prove(pid, sought, &places).filter(|(_, e)| e.process == sought.main)
         {
             there.push(main);
         }
@@ -158,6 +162,9 @@ pub fn look(all: &[Sought], live: &Live, from: &mut u32, budget: Duration) -> Ve
         if started.elapsed() > budget {
             *from = pid;
             break;
+        }
+        if inside.contains(&pid) {
+            continue;
         }
         // The cgroup first: who is in a run's is known by that, without a look at the environment.
         let cgroup = process::cgroup(pid).ok();

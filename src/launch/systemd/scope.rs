@@ -20,8 +20,8 @@ use crate::launch::limits;
 use crate::launch::mark::Owner;
 use crate::model::{Resources, RunId};
 
-/// The time that a start may take, all of it.
-const START: Duration = Duration::from_secs(5);
+/// The time that a start may take, all of it. A manager that starts a hundred units on a busy host takes seconds for each.
+const START: Duration = Duration::from_secs(15);
 
 /// The time that systemd is waited for until it can give up a scope. Nobody waits for that.
 const COLLECT: Duration = Duration::from_secs(60);
