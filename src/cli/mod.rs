@@ -43,7 +43,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Parser;
 
-use self::args::{Cli, InstanceArgs, Verb};
+use self::args::{Cli, InstanceArgs, RunCli, Verb};
 use self::output::{Output, complain, escape, hint};
 use self::session::Session;
 use crate::daemon::{instance, state_dir};
@@ -58,12 +58,17 @@ const OWN_FAILURE: i32 = 125;
 /// The whole of `guardian`.
 pub fn main() -> ExitCode {
     inherited::take_children_back();
-    let cli = parse::<Cli>();
+    let cli = run_at_once(&std::env::args_os().collect::<Vec<_>>()).unwrap_or_else(parse::<Cli>);
     let out = Output::new(cli.global.json, cli.global.color);
     match verb(cli, &out) {
         Ok(status) => status,
         Err(e) => failed(&e),
     }
+}
+
+/// The command line, if its verb is `run` and nothing is wrong with it.
+fn run_at_once(words: &[OsString]) -> Option<Cli> {
+    words.iter().any(|word| word == "run").then(|| RunCli::try_parse_from(words).ok())?.map(Cli::from)
 }
 
 /// Reads the command line, or says what is wrong with it and ends. An argument may hold anything, also what it is refused
