@@ -165,7 +165,7 @@ fn a_run_without_output_is_ended_by_its_init_timeout() {
     let world = World::new();
     world.run(&["--init-timeout", "1s", "--grace", "1s"], &["sleep", "1000"]).exits(124);
     world.assert_killed(&world.only_run(), "init_timeout");
-    world.run(&["--init-timeout", "1s"], &["sh", "-c", "echo ready; sleep 2"]).exits(0);
+    world.run(&["--init-timeout", "3s"], &["sh", "-c", "echo ready; sleep 4"]).exits(0);
     world.assert_nothing_left();
 }
 

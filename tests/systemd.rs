@@ -18,10 +18,10 @@ use guardian::launch::mark::Owner;
 use guardian::launch::systemd::{Manager, Options, ScopeRequest, Started, UnitKind, slice_of, unit_of};
 use guardian::model::{Resources, RunId};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(40);
 
 /// The deadline of a start, and what an emulated machine takes to notice it.
-const DEADLINE: Duration = Duration::from_secs(6);
+const DEADLINE: Duration = Duration::from_secs(18);
 
 struct Rig {
     manager: Manager,
@@ -105,8 +105,8 @@ impl Rig {
             runtime_max: None,
             done: Box::new(move |scope| drop(answer.send((scope, started.elapsed())))),
         });
-        // Nor is it by a manager that is stopped, whose deadline is 5 s. An emulated machine may take its time.
-        assert!(started.elapsed() < Duration::from_secs(2), "the engine's thread is not held up");
+        // Nor is it by a manager that is stopped, whose deadline is 15 s. An emulated machine may take its time.
+        assert!(started.elapsed() < Duration::from_secs(5), "the engine's thread is not held up");
         is_answered
     }
 
@@ -381,7 +381,7 @@ fn a_bus_that_goes_away_is_an_error_at_once_and_the_next_run_finds_the_next_bus(
     signal_manager(pid, "-CONT");
     let error = answer.unwrap().0.unwrap_err();
     println!("{error} ({took:?} after the bus's end)");
-    assert!(took < Duration::from_secs(1), "{took:?}");
+    assert!(took < Duration::from_secs(5), "{took:?}");
     let mut last = String::new();
     until("the next bus serves", || {
         let main = Main::start("exec sleep 600");

@@ -260,7 +260,7 @@ impl Manager {
         if self.whole { self.place.dir.join("guardian.slice") } else { self.place.dir.clone() }
     }
 
-    /// Asks for a scope, in 5 s at most, or 7 if the bus has to be connected to anew. Returns at once.
+    /// Asks for a scope, in 15 s at most, or 17 if the bus has to be connected to anew. Returns at once.
     pub fn start_scope(&self, request: ScopeRequest) {
         self.ask(Request::Scope(request));
     }

@@ -1,5 +1,5 @@
 """Many runs at once, what a launch costs, and processes that nobody can kill."""
-# limit: 600
+# limit: 1500
 # quick: trixie
 
 import statistics

@@ -140,8 +140,10 @@ class Workloads(unittest.TestCase):
             for number, (name, words) in enumerate(tries.items(), 600):
                 script = f"{words.replace('600', str(number))}\nsleep 1{number}"
                 tried[name] = detach("--workflow", "try", "--", "sh", "-c", script, user="alice"), number
+
             def sleeps(*numbers):
-                return all(run("pgrep", "-u", "alice", "-xf", f"sleep {number}").out for number in numbers)
+                return all(run("pgrep", "-u", "alice", "-xf", f"(/usr/bin/|/bin/)?sleep {number}").out for number in numbers)
+
             # Each has had its try: the last command is there, and what was not waited for has come to something.
             until("all have tried", lambda: sleeps(*(f"1{number}" for _, number in tried.values())), 120)
             until("systemd-run is over", lambda: not run("pgrep", "-u", "alice", "-x", "systemd-run").out, 120)
