@@ -1,5 +1,5 @@
 """guardiand killed, restarted and stopped, the bus restarted, systemd executed anew: every run ends accounted for."""
-# limit: 600
+# limit: 1500
 # quick: trixie
 
 import os

@@ -1,5 +1,5 @@
 """The power is cut ten times while runs are launched and killed: what Guardian acknowledged is on record when it is back."""
-# limit: 900
+# limit: 1500
 
 import json
 import os
