@@ -27,7 +27,7 @@ class Recovery(unittest.TestCase):
         launches, most = (25, 12) if QUICK else (100, 50)
         ids, kills, deaths = [], 0, 0
         begun = time.monotonic()
-        while (deaths < most or len(ids) < launches) and time.monotonic() - begun < 400:
+        while (deaths < most or len(ids) < launches) and time.monotonic() - begun < 1000:
             if len(ids) < launches:
                 user = random.choice(["root", "alice"])
                 script = random.choice(["sleep 1000", "setsid sleep 1000 & sleep 1000", "trap '' TERM; sleep 1000", "exit 3"])
