@@ -140,7 +140,7 @@ fn a_store_that_says_nothing_holds_up_each_step_for_a_bounded_time() {
     b.launch(spec(ONE));
     b.recorded(Ticket::Launch);
     let failed = |e: &Effect| matches!(e, Effect::Reply(_, Err(e)) if e.kind == ErrorKind::LaunchFailed);
-    assert_eq!(first(&mut b, failed), Some(15 * SECOND), "to be contained by somebody else");
+    assert_eq!(first(&mut b, failed), Some(18 * SECOND), "to be contained by somebody else");
     // Nothing follows from a launch that was accepted before it is started, with whose record it is synced.
     let tickets = [Ticket::Launch, Ticket::Start, Ticket::Kill, Ticket::Finish, Ticket::Escapees].map(|t| t(ONE));
     assert_eq!(tickets.map(Ticket::is_provisional), [true, false, false, false, false]);
