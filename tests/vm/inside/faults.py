@@ -110,10 +110,11 @@ class Faults(unittest.TestCase):
             pid = main_pid()
             exhaust()
             begun = time.monotonic()
-            # Each call asks for memory; each is answered or refused, and no launch is half done.
+            # Each call asks for memory, the second for more than it has put aside; each is answered or refused, and no
+            # launch is half done.
             while os.path.exists(f"/proc/{pid}/exe") and time.monotonic() - begun < 60:
                 guardian("--system", "ps", timeout=60)
-                guardian("--system", "run", "--detach", "--", "true", timeout=60)
+                guardian("--system", "run", "--detach", "--", "true", *["x" * 100_000] * 8, timeout=60)
             self.assertNotEqual(main_pid(), pid, "it has had memory enough")
             must("systemctl", "set-property", "--runtime", "guardiand", "MemoryMax=infinity", "MemorySwapMax=infinity")
             run("systemctl", "restart", "guardiand")
