@@ -170,11 +170,15 @@ impl<'a> Lab<'a> {
 
     /// The same without being an occasion for anything.
     pub async fn listed(&self, run: &Run) -> Result<RunView, Error> {
+        let listed = self.live().await?.into_iter().find(|view| view.spec.id == run.id);
+        listed.ok_or_else(|| Error::internal(format!("{} is not listed", run.id)))
+    }
+
+    /// The live runs of scenarios.
+    pub async fn live(&self) -> Result<Vec<RunView>, Error> {
         let workflow = Some("selftest".to_owned());
         let filter = RunFilter { workflow, limit: RunFilter::MAX_LIMIT, ..RunFilter::default() };
-        let runs = self.session.ask(async |c: &Client| c.list(&filter).await).await?;
-        let listed = runs.into_iter().find(|view| view.spec.id == run.id);
-        listed.ok_or_else(|| Error::internal(format!("{} is not listed", run.id)))
+        self.session.ask(async |c: &Client| c.list(&filter).await).await
     }
 
     /// Ends a run, and waits until it is over.
