@@ -41,9 +41,16 @@ pub const ASKED: &[&str] = &[
     "store.commit",
 ];
 
+/// The failpoints that a queued run passes when it has its turn, in order.
+pub const TURN: &[&str] =
+    &["launch.created", "launch.attached", "launch.contained", "launch.started", "kernel.open_gate", "queue.opened"];
+
 /// The failpoints of the other threads of an instance: the store's when a batch is on disk, the bus's when a launch is asked
-/// for, that of the journal, and that which looks for escapees.
-pub const THREADS: &[&str] = &["store.committed", "bus.launch", "journal.entry", "escapees.look"];
+/// for, that of the journal, and those which look for escapees and for what a run leaves.
+pub const THREADS: &[&str] = &["store.committed", "bus.launch", "journal.entry", "escapees.look", "locks.look"];
+
+/// The failpoints of a client, which nothing depends on but what a person sees.
+pub const CLIENT: &[&str] = &["top.draw"];
 
 /// The failpoints of an instance that takes up the runs of the one before it.
 pub const RECOVERY: &[&str] = &["recovery.begun", "kernel.list", "kernel.reopen", "recovery.adopted"];

@@ -7,16 +7,19 @@
 use crate::model::fuzz::Target;
 
 /// The targets of all rooms.
-const ROOMS: [&[Target]; 9] = [
+const ROOMS: [&[Target]; 12] = [
     crate::model::fuzz::TARGETS,
     crate::config::fuzz::TARGETS,
     crate::kernel::fuzz::TARGETS,
     crate::kernel::fuzz::LOOK,
     crate::launch::fuzz::TARGETS,
+    crate::executor::fuzz::TARGETS,
     crate::engine::fuzz::TARGETS,
     crate::store::fuzz::TARGETS,
     crate::bus::fuzz::TARGETS,
     crate::cli::fuzz::TARGETS,
+    crate::web::fuzz::TARGETS,
+    crate::notify::fuzz::TARGETS,
 ];
 
 /// Gives bytes to the target of this name. Panics where what it says of them does not hold.

@@ -12,8 +12,12 @@
 //! and the store's (SQLite); the journal has a fourth, because its socket can block.
 //!
 //! Imports point one way: `model ← engine ← daemon → kernel, launch, store`; `bus` sees `model` and the command channel;
+//! `executor`, how an agent's command is built and its progress read, sees `model` alone and is seen by `config`, `launch`,
+//! `daemon` and `cli`;
 //! `stream`, the halves of a socket for zbus, is seen by `bus` and `launch`;
-//! `cli` sees `model`, the bus's client, `config`, and the launch of a foreground run. A test holds this.
+//! `json`, the shapes of runs as JSON, is for all clients of the bus; `cli` sees `model`, the bus's client, `json`, `config`,
+//! the file of tokens, the channels of `notify`, and the launch of a foreground run; `web` sees `model`, the bus's client and
+//! `json`; `notify` those and how `config` tells a mistake. A test holds this.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod bus;
@@ -21,11 +25,15 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod engine;
+pub mod executor;
 pub mod failpoint;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzz;
+pub mod json;
 pub mod kernel;
 pub mod launch;
 pub mod model;
+pub mod notify;
 pub mod store;
 pub mod stream;
+pub mod web;

@@ -61,6 +61,44 @@ fn a_view_arrives_as_it_was_published() {
 }
 
 #[test]
+fn statistics_are_asked_for_by_workflow_and_time_and_nothing_else() {
+    let i = quiet();
+    i.shelf.runs.lock().unwrap().extend([finished(2, i.uid), finished(3, i.uid)]);
+    let over = finished(2, i.uid).finished_at.unwrap();
+    wait(async {
+        let client = Client::connect(&i.socket).await.unwrap();
+        let told = |filter: RunFilter| {
+            let client = client.clone();
+            async move { client.statistics(&filter).await.map(|all| all.iter().map(|s| s.outcomes.total()).sum::<u64>()) }
+        };
+        assert_eq!(told(RunFilter::default()).await, Ok(2));
+        assert_eq!(told(RunFilter { since: Some(over), ..RunFilter::default() }).await, Ok(2));
+        assert_eq!(told(RunFilter { since: Some(Wall(over.0 + 1)), ..RunFilter::default() }).await, Ok(0));
+        assert_eq!(told(RunFilter { workflow: Some("no".into()), ..RunFilter::default() }).await, Ok(0));
+        // What means nothing here is not sent.
+        assert_eq!(told(RunFilter { phase: Some(Phase::Running), limit: 1, ..RunFilter::default() }).await, Ok(2));
+    });
+    let Some(text) = busctl(
+        &i,
+        &[
+            "call",
+            bus::BUS_NAME,
+            bus::MANAGER_PATH,
+            bus::MANAGER_INTERFACE,
+            "Statistics",
+            "a{sv}",
+            "1",
+            "Limit",
+            "u",
+            "5",
+        ],
+    ) else {
+        return;
+    };
+    assert!(text.contains("\"Limit\" is not a filter of statistics"), "{text}");
+}
+
+#[test]
 fn a_launch_arrives_whole_and_is_checked_before_the_engine_sees_it() {
     let seen = Arc::new(Mutex::new(None));
     let saw = seen.clone();

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Command as Process, Output, Stdio};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use fake::{Instance, Show, finished, id, instance, live};
 use guardian::daemon::command::{Answer, Command};
@@ -84,14 +84,6 @@ fn output(i: &Instance, arguments: &[&str]) -> (Option<i32>, String, String) {
     (status.code(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
 }
 
-fn within(what: &str, mut condition: impl FnMut() -> bool) {
-    let begin = Instant::now();
-    while !condition() {
-        assert!(begin.elapsed() < Duration::from_secs(10), "{what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
 #[test]
 fn a_run_is_transparent_when_nothing_happens() {
     let (i, asked) = guarding();
@@ -113,15 +105,21 @@ fn a_signal_of_the_command_is_128_and_its_number() {
     assert_eq!(output(&i, &["run", "sh", "-c", "kill -SEGV $$"]).0, Some(139));
 }
 
+/// A client whose command is executed. That the instance was asked for it is not enough: what befalls the instance or the
+/// client before the answer is a launch that does not happen.
+fn running(i: &Instance, script: &str) -> std::process::Child {
+    let mut process = guardian(i);
+    process.args(["run", "sh", "-c", &format!("echo up; {script}")]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = process.spawn().unwrap();
+    let mut up = [0; 3];
+    std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut up).unwrap();
+    child
+}
+
 #[test]
 fn a_signal_to_the_client_is_a_graceful_kill_and_explained() {
     let (i, asked) = guarding();
-    let mut process = guardian(&i);
-    process.args(["run", "sh", "-c", "echo up; exec sleep 1000"]).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = process.spawn().unwrap();
-    // What the instance was asked is not enough: a signal before its answer is a launch that does not happen.
-    let mut up = [0; 3];
-    std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut up).unwrap();
+    let child = running(&i, "exec sleep 1000");
     let pid = rustix::process::Pid::from_child(&child);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     let out = child.wait_with_output().unwrap();
@@ -134,11 +132,9 @@ fn a_signal_to_the_client_is_a_graceful_kill_and_explained() {
 
 #[test]
 fn a_run_outlives_its_instance() {
-    let (mut first, asked) = guarding();
+    let (mut first, _) = guarding();
     let (second, _) = guarding();
-    let mut process = guardian(&first);
-    let child = process.args(["run", "sh", "-c", "sleep 1; exit 5"]).stderr(Stdio::piped()).spawn().unwrap();
-    within("attached", || !asked.lock().unwrap().is_empty());
+    let child = running(&first, "sleep 1; exit 5");
     second.published.show(live(1, second.uid));
     std::fs::rename(&second.socket, &first.socket).unwrap();
     first.stop.take().unwrap().send(()).unwrap();
@@ -150,12 +146,9 @@ fn a_run_outlives_its_instance() {
 
 #[test]
 fn a_command_outlives_the_last_instance_and_its_status_is_given() {
-    let (mut first, asked) = guarding();
-    let mut process = guardian(&first);
+    let (mut first, _) = guarding();
     let witness = first.socket.with_file_name("witness");
-    let script = format!("sleep 1; echo > {}; exit 5", witness.display());
-    let child = process.args(["run", "sh", "-c", &script]).stderr(Stdio::piped()).spawn().unwrap();
-    within("attached", || !asked.lock().unwrap().is_empty());
+    let child = running(&first, &format!("sleep 1; echo > {}; exit 5", witness.display()));
     // No instance can be started with this: there is a directory where its lock would be.
     std::fs::create_dir(first.socket.with_file_name("instance.lock")).unwrap();
     std::fs::remove_file(&first.socket).unwrap();

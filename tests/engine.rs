@@ -4,6 +4,8 @@
 //! `ENGINE_SEQUENCES=1000000 cargo test --release --test engine` goes through more of them.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "engine_world/agents.rs"]
+mod agents;
 mod engine_world;
 #[path = "engine_world/escapees.rs"]
 mod escapees;
@@ -21,35 +23,47 @@ use proptest::prelude::*;
 fn watch() -> impl Strategy<Value = Watch> {
     let action = || prop_oneof![1 => Just(Action::Off), 1 => Just(Action::Warn), 2 => Just(Action::Kill)];
     let time = || prop_oneof![Just(None), (1000u64..30_000).prop_map(|ms| Some(Duration::from_millis(ms)))];
-    (action(), action(), time(), action(), time(), action(), time(), prop::bool::weighted(0.2), action()).prop_map(
-        |(
-            init_action,
-            idle_action,
-            idle_timeout,
-            spin_action,
-            spin_timeout,
-            max_runtime_action,
-            input_timeout,
-            dry_run,
-            escapees,
-        )| {
-            let input_action = Action::Warn;
-            Watch {
-                init_action,
-                max_runtime_action,
-                idle_timeout,
-                idle_action,
-                spin_timeout,
-                spin_action,
-                input_timeout,
-                input_action,
-                escapees,
-                pressure_max_percent: None,
-                dry_run,
-                ..Watch::default()
-            }
-        },
+    (
+        action(),
+        action(),
+        time(),
+        action(),
+        time(),
+        action(),
+        time(),
+        prop::bool::weighted(0.2),
+        (action(), agents::watch()),
     )
+        .prop_map(
+            |(
+                init_action,
+                idle_action,
+                idle_timeout,
+                spin_action,
+                spin_timeout,
+                max_runtime_action,
+                input_timeout,
+                dry_run,
+                (escapees, agent),
+            )| {
+                let input_action = Action::Warn;
+                Watch {
+                    init_action,
+                    max_runtime_action,
+                    idle_timeout,
+                    idle_action,
+                    spin_timeout,
+                    spin_action,
+                    input_timeout,
+                    input_action,
+                    escapees,
+                    pressure_max_percent: None,
+                    dry_run,
+                    agent,
+                    ..Watch::default()
+                }
+            },
+        )
 }
 
 fn ops() -> impl Strategy<Value = Vec<Op>> {
@@ -81,8 +95,14 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         1 => run.clone().prop_map(|run| Op::Unstick { run }),
         4 => (run, heartbeats::message()).prop_map(|(run, said)| Op::Say { run, said }),
         2 => any::<bool>().prop_map(|rebooted| Op::Crash { rebooted }),
+        2 => (7u32..9, prop::sample::select(vec!["test", "other"])).prop_map(|(uid, workflow)| Op::Of { uid, workflow }),
+        2 => (limit(), limit()).prop_map(|(host, test)| Op::Limit { host, test }),
     ];
     prop::collection::vec(op, 1..40)
+}
+
+fn limit() -> impl Strategy<Value = Option<u64>> {
+    prop_oneof![1 => Just(None), 2 => (1u64..4).prop_map(Some)]
 }
 
 fn sequences() -> u32 {
@@ -102,6 +122,74 @@ proptest! {
             bench.apply(op);
         }
         bench.settle();
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Within a workflow of a user who came first has the first turn, and nobody is passed over for longer than a round.
+    #[test]
+    fn turns_are_fair(of in prop::collection::vec((7u32..10, prop::sample::select(vec!["test", "other", "third"])), 1..40),
+                      slots in 1u64..4, crash_after in 0usize..60, rebooted in any::<bool>()) {
+        let mut b = Bench::new();
+        b.limit(Some(slots), None);
+        let blockers: Vec<_> = (0..slots).map(|_| b.launch(true, 0, 0, 0)).collect();
+        let mut runs = Vec::new();
+        for (uid, workflow) in &of {
+            (b.uid, b.workflow) = (*uid, workflow);
+            runs.push((b.launch(true, 0, 0, 0), *uid, *workflow));
+        }
+        prop_assert_eq!(b.queued(), of.len());
+        blockers.iter().for_each(|run| drop(b.kill(*run, KillMode::Force)));
+        let mut order: Vec<usize> = Vec::new();
+        for step in 0..200 {
+            if step == crash_after {
+                b.apply(Op::Crash { rebooted });
+            }
+            let live = |b: &Bench, n: usize| b.phase(runs[n].0).is_some_and(|p| !matches!(p, Phase::Queued | Phase::Finished));
+            let begun: Vec<usize> = (0..runs.len()).filter(|n| !order.contains(n) && b.phase(runs[*n].0) != Some(Phase::Queued)).collect();
+            order.extend(begun);
+            match (0..runs.len()).find(|n| live(&b, *n)) {
+                Some(n) => drop(b.kill(runs[n].0, KillMode::Force)),
+                None if order.len() == runs.len() => break,
+                None => {}
+            }
+            // How it ended may be asked for in vain, for some seconds.
+            b.pass_ms(4_000);
+        }
+        prop_assert_eq!(order.len(), runs.len(), "everybody had a turn");
+        for (at, n) in order.iter().enumerate() {
+            let (_, uid, workflow) = runs[*n];
+            let later = order[at + 1..].iter().filter(|m| (runs[**m].1, runs[**m].2) == (uid, workflow));
+            for m in later {
+                // What has its turn in the same step is seen in the order of arrival.
+                prop_assert!(m > n, "{m} came before {n}, and had its turn after it");
+            }
+        }
+        b.settle();
+    }
+}
+
+#[test]
+fn a_queued_run_is_started_in_its_place_by_the_next_instance_and_after_a_reboot() {
+    for rebooted in [false, true] {
+        let mut b = Bench::new();
+        b.limit(None, Some(1));
+        let first = b.launch(true, 0, 0, 0);
+        let waiting = [b.launch(true, 0, 0, 0), b.launch(true, 0, 0, 0)];
+        assert!(waiting.iter().all(|run| b.phase(*run) == Some(Phase::Queued)));
+        b.apply(Op::Crash { rebooted });
+        if !rebooted {
+            b.kill(first, KillMode::Force).unwrap();
+        }
+        b.pass_ms(5_000);
+        assert_eq!(b.phase(waiting[0]), Some(Phase::Initializing), "rebooted: {rebooted}");
+        assert_eq!(b.phase(waiting[1]), Some(Phase::Queued));
+        b.kill(waiting[0], KillMode::Force).unwrap();
+        b.pass_ms(5_000);
+        assert_eq!(b.phase(waiting[1]), Some(Phase::Initializing));
+        b.settle();
     }
 }
 

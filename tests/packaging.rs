@@ -93,10 +93,33 @@ fn the_rules_grant_the_group_what_exists_and_never_to_start_runs_as_others() {
         assert_ne!(action, Right::StartRun.action());
     }
     assert!(!code.contains("start-run"));
-    // One rule, which answers YES once: to exactly these actions and this group, and leaves everything else to others.
-    assert_eq!((code.matches("addRule").count(), code.matches("polkit.Result").count()), (1, 1));
+    // Two rules, which answer YES once each: to exactly these actions, and this group and this service; and leave everything
+    // else to others.
+    assert_eq!((code.matches("addRule").count(), code.matches("polkit.Result").count()), (2, 2));
     assert!(code.contains("if (granted.indexOf(action.id) >= 0 && subject.isInGroup(\"guardian\")) {"));
-    assert_eq!(read("systemd/guardian.sysusers").lines().last(), Some("g guardian -"));
+    assert!(code.contains("if (granted.indexOf(action.id) >= 0 && subject.user == \"guardian-web\") {"));
+    // The service manages nothing.
+    assert_eq!(code.matches(Right::Manage.action()).count(), 1);
+    assert_eq!(values(&read("systemd/guardian-web.service"), "User"), ["guardian-web"]);
+    let users = read("systemd/guardian.sysusers");
+    assert_eq!(users.lines().last(), Some("g guardian -"));
+    // The bus lets nobody in whom it does not find among the users of the host.
+    for service in ["guardian-web", "guardian-notify"] {
+        assert!(users.contains(&format!("\nu {service} - ")), "{users}");
+    }
+}
+
+#[test]
+fn what_tells_people_may_read_and_nothing_else() {
+    let rules = read("packaging/polkit/org.guardian.Guardian1.notify.rules");
+    let code: String = rules.lines().filter(|l| !l.trim_start().starts_with("//")).collect();
+    assert_eq!((code.matches("addRule").count(), code.matches("polkit.Result").count()), (1, 1));
+    let condition = format!("action.id == \"{}\" && subject.user == \"guardian-notify\"", Right::ReadAll.action());
+    assert!(code.contains(&condition), "{code}");
+    let unit = read("systemd/guardian-notify.service");
+    assert_eq!((values(&unit, "User"), values(&unit, "DynamicUser")), (vec!["guardian-notify"], vec!["yes"]));
+    // Without it people would be told by a service that an upgrade has turned on.
+    assert!(!read("systemd/guardian.preset").contains("notify"));
 }
 
 #[test]
@@ -128,6 +151,31 @@ fn the_bus_activates_the_service_under_the_name_that_it_asks_for() {
     let policy = read(format!("packaging/dbus/{BUS_NAME}.conf"));
     let names = between(&policy, "send_destination=\"", "\"").into_iter().chain(between(&policy, " own=\"", "\""));
     assert!(names.into_iter().all(|name| name == BUS_NAME));
+}
+
+/// A service that is reached from browsers has no network of its own, no rights, and is off until somebody wants it.
+#[test]
+fn the_web_service_has_its_sockets_from_outside_and_is_not_enabled_by_the_package() {
+    let (service, socket) = (read("systemd/guardian-web.service"), read("systemd/guardian-web.socket"));
+    for (key, value) in [
+        ("DynamicUser", "yes"),
+        ("PrivateNetwork", "yes"),
+        ("RestrictAddressFamilies", "AF_UNIX"),
+        ("CapabilityBoundingSet", ""),
+        ("ProtectSystem", "strict"),
+    ] {
+        let expected: Vec<&str> = value.split_whitespace().collect();
+        assert!(service.contains(&format!("\n{key}=")), "{key}");
+        assert_eq!(values(&service, key), expected, "{key}");
+    }
+    let credential = format!("{}:{}", guardian::web::tokens::FILE, guardian::web::tokens::SYSTEM_FILE);
+    assert_eq!(values(&service, "LoadCredential"), [credential.as_str()]);
+    assert_eq!(values(&socket, "ListenStream"), ["/run/guardian-web.sock", "127.0.0.1:8642"]);
+    assert_eq!((values(&socket, "SocketMode"), values(&socket, "SocketGroup")), (vec!["0660"], vec!["guardian"]));
+    assert!(!read("systemd/guardian.preset").contains("enable guardian-web"));
+    let manifest: toml::Table = read("Cargo.toml").parse().unwrap();
+    let units = manifest["package"]["metadata"]["deb"]["systemd-units"].to_string();
+    assert!(!units.contains("guardian-web"), "{units}");
 }
 
 #[test]
@@ -194,6 +242,43 @@ fn no_script_of_a_package_stops_runs() {
 }
 
 /// The files below a directory of the repository, as paths in it.
+/// A rule about a metric of another name never fires, and a panel of it stays empty: nobody would notice.
+#[test]
+fn rules_and_dashboard_name_only_metrics_that_are_served() {
+    let source = read("src/web/metrics.rs");
+    let served: BTreeSet<String> = (between(&source, "\"guardian_", "\"").into_iter())
+        .flat_map(|name| ["", "_total", "_info"].map(|end| format!("guardian_{name}{end}")))
+        .collect();
+    for file in ["packaging/prometheus/guardian.rules.yml", "packaging/grafana/guardian.json"] {
+        let text = read(file);
+        let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        let named: BTreeSet<&str> = text.split(|c| !word(c)).filter(|w| w.starts_with("guardian_")).collect();
+        assert!(named.len() > 3, "{file} names {named:?}");
+        let unknown: Vec<_> = named.iter().filter(|name| !served.contains(**name)).collect();
+        assert!(unknown.is_empty(), "{file} names {unknown:?}");
+    }
+}
+
+/// As Prometheus itself sees it.
+#[test]
+fn alert_rules_fire_when_they_should() {
+    let promtool = |words: &[&str]| {
+        let out = std::process::Command::new("promtool").args(words).current_dir(root()).output()?;
+        let said = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+        Ok::<_, std::io::Error>((out.status.success(), said))
+    };
+    for words in [
+        ["check", "rules", "packaging/prometheus/guardian.rules.yml"],
+        ["test", "rules", "tests/prometheus/guardian.rules.test.yml"],
+    ] {
+        match promtool(&words) {
+            Ok((is_good, said)) => assert!(is_good, "{said}"),
+            Err(e) if std::env::var_os("CI").is_some() => panic!("promtool (package prometheus) is needed: {e}"),
+            Err(e) => eprintln!("SKIPPED: promtool (package prometheus) cannot be run: {e}"),
+        }
+    }
+}
+
 fn walk(dir: &str) -> Vec<String> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(root().join(dir)).unwrap().flatten() {

@@ -9,9 +9,12 @@ mod evidence;
 mod host;
 mod kill;
 mod launch;
+mod relay;
 mod scale;
 mod subtree;
 mod table;
+mod top;
+mod web;
 
 use table::Table;
 
@@ -42,16 +45,19 @@ fn main() {
         std::process::exit(i32::from(std::env::var("CI").as_deref() == Ok("true")));
     }
     let extent = match quick {
-        true => Extent { quick, rounds: 5, seconds: 5 },
+        true => Extent { quick, rounds: 5, seconds: 3 },
         false => Extent { quick, rounds: 20, seconds: 20 },
     };
-    let sections: [Section; 6] = [
+    let sections: [Section; 9] = [
         ("kill", kill::measure),
         ("evidence", evidence::measure),
         ("launch", launch::measure),
+        ("relay", relay::measure),
         ("subtree", subtree::measure),
         ("idle", scale::idle),
         ("scale", scale::measure),
+        ("top", top::measure),
+        ("web", web::measure),
     ];
     let mut table = Table::default();
     for (name, measure) in sections {

@@ -83,7 +83,8 @@ pub fn measure(extent: Extent, table: &mut Table) {
     instance.kill_all(&runs);
 }
 
-fn start(instance: &Instance, count: u32) -> Vec<RunId> {
+/// Starts so many runs, each of a process that sleeps.
+pub fn start(instance: &Instance, count: u32) -> Vec<RunId> {
     eprintln!("  starting {count} runs");
     (0..count).map(|_| instance.run(&SLEEP)).collect()
 }
@@ -131,7 +132,8 @@ fn resident(table: &mut Table, when: &str, pid: u32, promise: Promise) {
     table.add("  of it anonymous", Unit::MiB, resident_mib(pid, "RssAnon"), None, Promise::None);
 }
 
-fn percent(cpu: Duration, of: Duration) -> f64 {
+/// Of one core.
+pub fn percent(cpu: Duration, of: Duration) -> f64 {
     cpu.as_secs_f64() / of.as_secs_f64() * 100.0
 }
 
@@ -170,19 +172,25 @@ fn as_usual(table: &mut Table) {
     instance.kill_all(&runs);
 }
 
+/// So many runs have a deadline of which it is told how late the latest one is.
+pub const WITH_DEADLINE: usize = 50;
+
 /// How long after its deadline a run's kill begins, while all the others are watched.
 fn late(table: &mut Table, instance: &Instance) {
-    const RUNS: usize = 50;
+    let what = format!("  max_runtime beside them, after its deadline, worst of {WITH_DEADLINE}");
+    table.add(&what, Unit::Ms, worst_late_ms(instance), None, Promise::AtMost(100.0));
+}
+
+/// The longest time from a deadline to the kill that begins then, in milliseconds.
+pub fn worst_late_ms(instance: &Instance) -> f64 {
     let allowed = Duration::from_millis(1500);
-    let runs: Vec<RunId> = (0..RUNS).map(|_| instance.run_for(&SLEEP, allowed)).collect();
+    let runs: Vec<RunId> = (0..WITH_DEADLINE).map(|_| instance.run_for(&SLEEP, allowed)).collect();
     let late = runs.into_iter().map(|run| {
         let view = instance.wait(run);
         let (started, receipt) = (view.started_at.unwrap(), view.receipt.unwrap());
         Duration::from_micros(receipt.requested_at.0.saturating_sub(started.0)).saturating_sub(allowed)
     });
-    let worst = late.max().unwrap_or_default().as_secs_f64() * 1000.0;
-    let what = format!("  max_runtime beside them, after its deadline, worst of {RUNS}");
-    table.add(&what, Unit::Ms, worst, None, Promise::AtMost(100.0));
+    late.max().unwrap_or_default().as_secs_f64() * 1000.0
 }
 
 /// Foreground runs: the instance also holds the client of each.

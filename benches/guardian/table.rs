@@ -13,6 +13,8 @@ pub enum Unit {
     Percent,
     /// A plain number.
     Count,
+    /// Millions of bytes in a second.
+    MegabytesPerSecond,
 }
 
 impl Unit {
@@ -22,6 +24,7 @@ impl Unit {
             Unit::MiB => format!("{value:.2} MiB"),
             Unit::Percent => format!("{value:.2} %"),
             Unit::Count => format!("{value:.0}"),
+            Unit::MegabytesPerSecond => format!("{value:.0} MB/s"),
         }
     }
 }
@@ -31,6 +34,8 @@ impl Unit {
 pub enum Promise {
     /// At most this.
     AtMost(f64),
+    /// At least this.
+    AtLeast(f64),
     /// At most so many times the baseline, and this more.
     Times(f64, f64),
     /// Nothing: it is here for the reader.
@@ -93,14 +98,15 @@ impl Table {
 impl Row {
     fn bound(&self) -> Option<f64> {
         match self.promise {
-            Promise::AtMost(bound) => Some(bound),
+            Promise::AtMost(bound) | Promise::AtLeast(bound) => Some(bound),
             Promise::Times(times, more) => self.baseline.as_ref().map(|(_, base)| times * base + more),
             Promise::None => None,
         }
     }
 
     fn held(&self) -> Option<bool> {
-        self.bound().map(|bound| self.measured <= bound)
+        let is_least = matches!(self.promise, Promise::AtLeast(_));
+        self.bound().map(|bound| if is_least { self.measured >= bound } else { self.measured <= bound })
     }
 
     fn cells(&self) -> [String; 6] {
@@ -111,7 +117,8 @@ impl Row {
             Some((name, value)) => (format!("{} ({name})", self.unit.show(*value)), String::new()),
             None => Default::default(),
         };
-        let promise = self.bound().map_or(String::new(), |bound| format!("≤ {}", self.unit.show(bound)));
+        let sign = if matches!(self.promise, Promise::AtLeast(_)) { '≥' } else { '≤' };
+        let promise = self.bound().map_or(String::new(), |bound| format!("{sign} {}", self.unit.show(bound)));
         let held = self.held().map_or("", |held| if held { "yes" } else { "NO" });
         [self.what.clone(), self.unit.show(self.measured), baseline, ratio, promise, held.to_owned()]
     }

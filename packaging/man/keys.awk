@@ -16,5 +16,5 @@ BEGIN { print ".SH DESCRIPTION" }
   print ".SH \"SECTION " roff($0) "\""
   flush(); next
 }
-/^[a-z_]+ = / { print ".TP\n\\fB" roff($0) "\\fR"; flush(); next }
+/^[a-z_.]+ = / { print ".TP\n\\fB" roff($0) "\\fR"; flush(); next }
 /^$/ { if (!keys) flush() }

@@ -1,4 +1,4 @@
-//! The command line, and behind hidden verbs the private instance, the shim of a run and the wrapper of a service.
+//! The command line, and behind hidden verbs the private instance, the shim and the relay of a run, and the wrapper of a service.
 
 fn main() -> std::process::ExitCode {
     guardian::failpoint::setup();

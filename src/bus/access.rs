@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::rights::{Peer, Right};
-use super::{History, Services};
+use super::{History, RunFilter, Services};
 use crate::daemon::command::{Answer, Caller, Command, LaunchRequest};
 use crate::failpoint;
 use crate::model::{Error, ErrorKind, Phase, RunId, RunView};
@@ -105,6 +105,16 @@ impl Request<'_> {
             Some(authority) => authority.grants(right).await,
             None => false,
         }
+    }
+
+    /// Whether the caller is shown the runs of others too, of those that it asks for. Refuses who asks for everybody's and may
+    /// not see them; to who asks for somebody else's, without the right, there are none.
+    pub async fn sees_all(&self, filter: &RunFilter) -> Result<bool, Error> {
+        let own = self.peer.caller.uid;
+        // Who asks for their own runs need not wait for polkit.
+        let others = filter.all_users || filter.uid.is_some_and(|wanted| wanted != own);
+        let sees_all = own == 0 || (others && self.has(Right::ReadAll).await);
+        if filter.all_users && !sees_all { Err(lacks(Right::ReadAll)) } else { Ok(sees_all) }
     }
 
     /// Refuses who has not this right over the instance as a whole.

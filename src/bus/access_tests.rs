@@ -13,8 +13,8 @@ use crate::bus::{About, AuditReport, RunFilter};
 use crate::daemon::command::Commands;
 use crate::daemon::published::{Published, UsageCell};
 use crate::model::{
-    AuditRow, Containment, Evidence, Health, Limits, Readiness, Resources, RunSpec, Sandbox, Usage, UsageSample, Wall,
-    Watch,
+    AuditRow, Containment, Evidence, Health, Limits, Readiness, Resources, RunSpec, Sandbox, Statistics, Usage,
+    UsageSample, Wall, Watch,
 };
 
 const ANN: u32 = 1001;
@@ -41,6 +41,11 @@ impl History for Shelf {
 
     fn events(&self, _: u64, _: u32, _: Option<RunId>) -> Result<Vec<AuditRow>, Error> {
         Ok(Vec::new())
+    }
+
+    /// Whose runs were asked for, in the place of a workflow.
+    fn statistics(&self, _: Option<&str>, uid: Option<u32>, _: Option<Wall>) -> Result<Vec<Statistics>, Error> {
+        Ok(vec![Statistics { workflow: format!("{uid:?}"), ..Statistics::default() }])
     }
 
     fn samples(&self, _: RunId, _: Wall) -> Result<Vec<UsageSample>, Error> {
@@ -107,6 +112,8 @@ const fn id(first: u8, last: u8) -> RunId {
 
 fn view(id: RunId, uid: u32, phase: Phase) -> RunView {
     let limits = Limits {
+        max_running: None,
+        queue_timeout: None,
         init_timeout: None,
         max_runtime: None,
         watch: Watch::default(),
@@ -114,12 +121,14 @@ fn view(id: RunId, uid: u32, phase: Phase) -> RunView {
         readiness: Readiness::Exec,
         resources: Resources::default(),
         isolate_pids: false,
+        cleanup: crate::model::Cleanup::default(),
         sandbox: Sandbox::Off,
         credentials: Vec::new(),
     };
     let spec = RunSpec {
         id,
         workflow: "builder".into(),
+        executor: "local".into(),
         name: None,
         command: vec!["true".into()],
         cwd: "/".into(),
@@ -145,8 +154,10 @@ fn view(id: RunId, uid: u32, phase: Phase) -> RunView {
         deadlines: Vec::new(),
         outcome: None,
         receipt: None,
+        queued: None,
         usage: Usage::default(),
         heartbeats: Default::default(),
+        progress: None,
         escapees: Vec::new(),
         notices: Vec::new(),
     }
@@ -245,6 +256,37 @@ fn a_beginning_of_an_id_names_ones_own_run_or_for_who_has_the_right_anybodys() {
         let request = Request { services: &services, peer: &ann };
         assert_eq!(request.find_live("run_aa", Right::KillRun).await, Ok(LIVE));
         assert_eq!(kind(request.find_live("run_ab", Right::KillRun).await), Some(ErrorKind::AlreadyFinished));
+    });
+}
+
+#[test]
+fn statistics_are_of_ones_own_runs_or_for_who_has_the_right_of_anybodys() {
+    wait(async {
+        let services = services();
+        let (reads, _a, _) = polkit(BEN, &[Right::ReadAll]).await;
+        let (kills, _b, _) = polkit(BEN, &[Right::KillRun]).await;
+        let refused = Err(ErrorKind::NotAuthorized);
+        for (peer, all, wanted, expected) in [
+            (peer(BEN), false, None, Ok(Some("Some(1002)"))),
+            (peer(BEN), false, Some(BEN), Ok(Some("Some(1002)"))),
+            (peer(BEN), false, Some(ANN), Ok(None)),
+            (peer(BEN), true, None, refused),
+            (kills, true, None, refused),
+            (reads.clone(), true, None, Ok(Some("None"))),
+            (reads.clone(), false, Some(ANN), Ok(Some("Some(1001)"))),
+            (reads, false, None, Ok(Some("Some(1002)"))),
+            (peer(0), false, None, Ok(Some("None"))),
+            (peer(0), false, Some(ANN), Ok(Some("Some(1001)"))),
+        ] {
+            let mut filter = HashMap::new();
+            filter.extend(all.then(|| ("AllUsers".to_owned(), OwnedVariant::from(true))));
+            filter.extend(wanted.map(|uid| ("UID".to_owned(), OwnedVariant::from(uid))));
+            let request = Request { services: &services, peer: &peer };
+            let told = crate::bus::statistics::statistics(&request, &filter).await;
+            let whose = told.map(|all| all.into_iter().next().map(|dict| Statistics::try_from(dict).unwrap().workflow));
+            let whose = whose.as_ref().map(Option::as_deref).map_err(|e| e.kind);
+            assert_eq!(whose, expected, "{} asks for {all} {wanted:?}", peer.caller.uid);
+        }
     });
 }
 

@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
@@ -19,16 +20,18 @@ use zbus::{Connection, Message, OwnedObjectPath, Type};
 
 use super::error::from_bus;
 use super::explain::ExplanationDict;
+use super::filter::FilterDict;
 use super::launch::{LaunchDict, ReservedDict};
-use super::manager::{AuditDict, FilterDict, WireEvent};
+use super::manager::{AuditDict, WireEvent};
 use super::samples::{WireSample, sample_from};
+use super::statistics::StatisticsDict;
 use super::view::{self, KillDict, RunDict, WireProcess, usec};
 use super::wire::{self, Marshalled};
 use super::{BUS_NAME, MANAGER_INTERFACE, MANAGER_PATH, RUN_INTERFACE, run_path};
 use crate::daemon::command::LaunchRequest;
 use crate::model::{
     AuditEvent, AuditRow, Containment, Error, ErrorKind, EventKind, ExitStatus, KillAnswer, KillMode, ProcessSeen,
-    Reserved, RunId, RunView, UsageSample, Wall,
+    Reserved, RunId, RunView, Statistics, UsageSample, Wall,
 };
 
 pub use super::explain::Explained;
@@ -48,6 +51,8 @@ pub(super) const ADDRESS_MAX: usize = 107;
 #[derive(Debug, Clone)]
 pub struct Client {
     connection: Connection,
+    /// Who is called: the instance's name, for which a bus may start one, or who had it when we connected.
+    destination: Arc<str>,
 }
 
 /// Connects to the instance's socket. Kept apart from [`Client`] because it needs no runtime, and because who is told
@@ -110,11 +115,28 @@ impl Client {
             Ok::<_, zbus::Error>(())
         };
         match tokio::time::timeout(CALL, started).await {
-            Ok(Ok(())) => OnBus::There(Self { connection }),
+            Ok(Ok(())) => OnBus::There(Self::to_name(connection)),
             Ok(Err(e)) if is_unknown(&e) => OnBus::Absent,
             Ok(Err(e)) => OnBus::Broken(from_bus(e).message),
             Err(_) => OnBus::Broken(format!("it did not start within {} s", CALL.as_secs())),
         }
+    }
+
+    /// The instance on a message bus, if it is there. None is started for it, neither now nor by a later call: who only watches
+    /// must not start again what somebody has stopped.
+    pub async fn there_on(bus: Bus) -> Option<Self> {
+        let connection = connect_bus(bus).await?;
+        let owner = async {
+            let driver = zbus::fdo::DBusProxy::new(&connection).await?;
+            Ok::<_, zbus::Error>(driver.get_name_owner(BUS_NAME.try_into()?).await?)
+        };
+        let owner = tokio::time::timeout(CONNECT, owner).await.ok()?.ok()?;
+        let destination = owner.as_str().into();
+        Some(Self { connection, destination })
+    }
+
+    fn to_name(connection: Connection) -> Self {
+        Self { connection, destination: BUS_NAME.into() }
     }
 
     /// Connects to the socket at this path.
@@ -129,7 +151,7 @@ impl Client {
     pub async fn over(stream: UnixStream) -> Result<Self, Error> {
         let build = zbus::connection::Builder::unix_stream(stream).p2p().build();
         match tokio::time::timeout(CONNECT, build).await {
-            Ok(connection) => Ok(Self { connection: connection.map_err(from_bus)? }),
+            Ok(connection) => Ok(Self::to_name(connection.map_err(from_bus)?)),
             Err(_) => Err(Error::new(
                 ErrorKind::Unavailable,
                 format!(
@@ -144,7 +166,7 @@ impl Client {
     where
         B: Serialize + zbus::DynamicType,
     {
-        let call = self.connection.call_method(Some(BUS_NAME), at.0, Some(at.1), member, body);
+        let call = self.connection.call_method(Some(&*self.destination), at.0, Some(at.1), member, body);
         match tokio::time::timeout(wait, call).await {
             Ok(reply) => reply.map_err(from_bus),
             Err(_) => Err(Error::new(
@@ -244,6 +266,15 @@ impl Client {
             None => body.deserialize().map_err(from_bus)?,
         };
         dicts.into_iter().map(RunView::try_from).collect()
+    }
+
+    /// Statistics: what there is to say about runs that are over. Of the filter its workflow, uid and users, and the time since
+    /// which they are over.
+    pub async fn statistics(&self, filter: &RunFilter) -> Result<Vec<Statistics>, Error> {
+        let RunFilter { workflow, uid, since, all_users, .. } = filter.clone();
+        let body = (FilterDict::from(&RunFilter { workflow, uid, since, all_users, ..RunFilter::default() }),);
+        let dicts: Vec<StatisticsDict> = self.call("Statistics", &body).await?;
+        dicts.into_iter().map(Statistics::try_from).collect()
     }
 
     /// ShowRun: one run, read anew.

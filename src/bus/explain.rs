@@ -6,7 +6,7 @@ use zbus::{DeserializeDict, SerializeDict, Type};
 
 use super::access::{Request, blocking};
 use super::view;
-use crate::model::{Error, Evidence, Phase, RunId, RunView, Wall, explain, signs_of_life};
+use crate::model::{Error, Evidence, KillReason, Phase, RunId, RunView, Wall, explain, signs_of_life};
 
 /// How long a live run's use of the CPU is watched. A thread is on a CPU for some milliseconds at a time.
 const WATCH: Duration = Duration::from_millis(100);
@@ -61,7 +61,11 @@ pub async fn explanation(request: &Request<'_>, run: &RunView) -> Result<Explana
     let receipt = receipt.filter(|r| !r.explanation.is_empty()).ok_or_else(|| nothing_kept(id))?;
     let (processes, total, growth) = (receipt.processes, receipt.processes_total, receipt.growth);
     let evidence = Evidence { processes, total, growth, seen_at: Some(receipt.requested_at), ..Evidence::default() };
-    dict(run, Some(receipt.explanation), evidence, receipt.requested_at)
+    let left_behind = receipt.reason == KillReason::Leftovers;
+    let left = receipt.remains.map(|remains| remains.lines(left_behind)).unwrap_or_default();
+    let mut explained = dict(run, Some(receipt.explanation), evidence, receipt.requested_at)?;
+    explained.details.extend(left);
+    Ok(explained)
 }
 
 fn nothing_kept(id: RunId) -> Error {

@@ -12,12 +12,15 @@ use zbus::{OwnedVariant, Type};
 
 use super::client::{Explained, row_from};
 use super::explain::ExplanationDict;
+use super::filter::{self, FilterDict};
+use super::heartbeat::heartbeat;
 use super::launch::{self, LaunchDict, ReservedDict};
-use super::manager::{self, FilterDict, WireEvent};
+use super::manager::{self, WireEvent};
+use super::statistics::{StatisticsDict, past_filter};
 use super::view::{self, KillDict, RunDict};
 use super::wire::{self, Marshalled};
 use crate::model::fuzz::{Target, check_notification, check_sentence};
-use crate::model::{Error, KillAnswer, RunId, RunView};
+use crate::model::{Error, KillAnswer, RunId, RunView, Statistics};
 
 pub const TARGETS: &[Target] = &[("dbus_arguments", arguments), ("dbus_answers", answers)];
 
@@ -48,12 +51,19 @@ fn arguments(data: &[u8]) {
             assert_eq!(format!("{again:?}"), format!("{:?}", Some(Ok::<_, Error>(request))));
         }
         b'L' => {
-            let Some(filter) = read(body).and_then(|options: Options| taken(manager::filter(&options))) else { return };
-            let again = sent(&FilterDict::from(&filter)).map(|options: Options| manager::filter(&options));
+            let Some(filter) = read(body).and_then(|options: Options| taken(filter::filter(&options))) else { return };
+            let again = sent(&FilterDict::from(&filter)).map(|options: Options| filter::filter(&options));
             assert_eq!(again, Some(Ok(filter)));
         }
+        b'T' => {
+            let Some(filter) = read(body).and_then(|options: Options| taken(past_filter(&options))) else { return };
+            assert_eq!(
+                sent(&FilterDict::from(&filter)).map(|options: Options| filter::filter(&options)),
+                Some(Ok(filter))
+            );
+        }
         b'H' => {
-            let said = read(body).and_then(|options: Options| taken(launch::heartbeat(&options)));
+            let said = read(body).and_then(|options: Options| taken(heartbeat(&options)));
             said.iter().for_each(check_notification);
         }
         b'K' => {
@@ -104,6 +114,15 @@ fn answers(data: &[u8]) {
         b'X' => {
             let explained = read(body).and_then(|dict: ExplanationDict| taken(Explained::try_from(dict)));
             assert!(explained.is_none_or(|e| RunId::is_prefix(&e.run.to_string())));
+        }
+        b'T' => {
+            for dict in read::<Vec<StatisticsDict>>(body).unwrap_or_default() {
+                let Some(told) = taken(Statistics::try_from(dict)) else { continue };
+                told.suggestions.iter().for_each(|s| check_sentence(&s.to_string()));
+                let again = sent(&StatisticsDict::from(&told)).map(|dict: StatisticsDict| Statistics::try_from(dict));
+                // Nanoseconds have come back as microseconds.
+                same(again, told);
+            }
         }
         b'A' => {
             for row in read::<Vec<WireEvent>>(body).unwrap_or_default() {

@@ -11,27 +11,32 @@ use zbus::{Array, DeserializeDict, OwnedVariant, SerializeDict, Signature, Type,
 
 use super::view::{containment_from, usec};
 use crate::daemon::command::LaunchRequest;
-use crate::model::{
-    Action, Error, ErrorKind, InvalidRunId, Notification, Notify, Readiness, Reserved, RunId, valid_workflow_name,
-};
+use crate::model::{Action, Error, ErrorKind, InvalidRunId, Notify, Readiness, Reserved, RunId, valid_workflow_name};
 
 /// The most bytes that the command and its arguments may have together.
 const COMMAND_MAX: usize = 1 << 20;
 /// The most bytes that the environment may have, as `execve` takes about 2 MiB for both.
 const ENVIRONMENT_MAX: usize = 1 << 20;
+/// The most bytes of a prompt. Longer ones are files.
+const PROMPT_MAX: usize = 4 << 20;
 /// The longest path, as in `PATH_MAX`.
 const PATH_MAX: usize = 4096;
 /// The longest name for people, in characters.
 const NAME_MAX: usize = 128;
+/// The longest reason, in bytes, as of a kill.
+const REASON_MAX: usize = 4096;
 /// The longest duration, in microseconds: 100 years, as in the configuration.
 const DURATION_MAX: u64 = 100 * 365 * 24 * 3600 * 1_000_000;
 
-const KEYS: [&str; 26] = [
+const KEYS: [&str; 43] = [
     "Workflow",
+    "Executor",
+    "Reason",
     "Name",
     "Command",
     "Environment",
     "WorkingDirectory",
+    "QueueTimeoutUSec",
     "InitTimeoutUSec",
     "MaxRuntimeUSec",
     "InitAction",
@@ -42,6 +47,18 @@ const KEYS: [&str; 26] = [
     "SpinAction",
     "InputTimeoutUSec",
     "InputAction",
+    "TurnTimeoutUSec",
+    "TurnAction",
+    "LoopMax",
+    "LoopAction",
+    "MaxTurns",
+    "MaxTurnsAction",
+    "MaxTokens",
+    "MaxTokensAction",
+    "MaxCostMicroUSD",
+    "MaxCostAction",
+    "PermissionTimeoutUSec",
+    "PermissionAction",
     "Escapees",
     "HeartbeatTimeoutUSec",
     "HeartbeatAction",
@@ -52,7 +69,9 @@ const KEYS: [&str; 26] = [
     "TasksMax",
     "CPUMaxPercent",
     "IsolatePIDs",
+    "CleanupGitLocks",
     "UID",
+    "Prompt",
 ];
 
 /// A launch as `a{sv}`. Byte strings are `ay`; a limit that is off is the greatest number.
@@ -60,10 +79,13 @@ const KEYS: [&str; 26] = [
 #[zbus(signature = "a{sv}", rename_all = "PascalCase")]
 pub struct LaunchDict {
     workflow: Option<String>,
+    reason: Option<String>,
     name: Option<String>,
     command: Vec<Vec<u8>>,
     environment: Option<Vec<Vec<u8>>>,
     working_directory: Vec<u8>,
+    #[zbus(rename = "QueueTimeoutUSec")]
+    queue_timeout_usec: Option<u64>,
     #[zbus(rename = "InitTimeoutUSec")]
     init_timeout_usec: Option<u64>,
     #[zbus(rename = "MaxRuntimeUSec")]
@@ -79,6 +101,21 @@ pub struct LaunchDict {
     #[zbus(rename = "InputTimeoutUSec")]
     input_timeout_usec: Option<u64>,
     input_action: Option<String>,
+    #[zbus(rename = "TurnTimeoutUSec")]
+    turn_timeout_usec: Option<u64>,
+    turn_action: Option<String>,
+    loop_max: Option<u64>,
+    loop_action: Option<String>,
+    max_turns: Option<u64>,
+    max_turns_action: Option<String>,
+    max_tokens: Option<u64>,
+    max_tokens_action: Option<String>,
+    #[zbus(rename = "MaxCostMicroUSD")]
+    max_cost_micro_usd: Option<u64>,
+    max_cost_action: Option<String>,
+    #[zbus(rename = "PermissionTimeoutUSec")]
+    permission_timeout_usec: Option<u64>,
+    permission_action: Option<String>,
     escapees: Option<String>,
     #[zbus(rename = "HeartbeatTimeoutUSec")]
     heartbeat_timeout_usec: Option<u64>,
@@ -93,20 +130,26 @@ pub struct LaunchDict {
     cpu_max_percent: Option<u32>,
     #[zbus(rename = "IsolatePIDs")]
     isolate_pids: Option<bool>,
+    cleanup_git_locks: Option<bool>,
     #[zbus(rename = "UID")]
     uid: Option<u32>,
+    executor: Option<String>,
+    prompt: Option<Vec<u8>>,
 }
 
 impl From<&LaunchRequest> for LaunchDict {
     fn from(r: &LaunchRequest) -> Self {
         let duration = |d: Option<Option<Duration>>| d.map(|d| d.map_or(u64::MAX, usec));
         let (watch, action) = (&r.limits.watch, |action: Option<Action>| action.map(|a| a.as_str().to_owned()));
+        let (agent, number) = (&watch.agent, |n: Option<Option<u64>>| n.map(|n| n.unwrap_or(u64::MAX)));
         Self {
             workflow: r.workflow.clone(),
+            reason: (!r.reason.is_empty()).then(|| r.reason.clone()),
             name: r.name.clone(),
             command: r.argv.clone(),
             environment: (!r.env.is_empty()).then(|| r.env.clone()),
             working_directory: r.cwd.clone(),
+            queue_timeout_usec: duration(r.limits.queue_timeout),
             init_timeout_usec: duration(r.limits.init_timeout),
             max_runtime_usec: duration(r.limits.max_runtime),
             init_action: action(watch.init_action),
@@ -117,17 +160,32 @@ impl From<&LaunchRequest> for LaunchDict {
             spin_action: action(watch.spin_action),
             input_timeout_usec: duration(watch.input_timeout),
             input_action: action(watch.input_action),
+            turn_timeout_usec: duration(agent.turn_timeout),
+            turn_action: action(agent.turn_action),
+            loop_max: number(agent.loop_max),
+            loop_action: action(agent.loop_action),
+            max_turns: number(agent.max_turns),
+            max_turns_action: action(agent.max_turns_action),
+            max_tokens: number(agent.max_tokens),
+            max_tokens_action: action(agent.max_tokens_action),
+            max_cost_micro_usd: number(agent.max_cost_micro_usd),
+            max_cost_action: action(agent.max_cost_action),
+            permission_timeout_usec: duration(agent.permission_timeout),
+            permission_action: action(agent.permission_action),
             escapees: action(watch.escapees),
             heartbeat_timeout_usec: duration(watch.heartbeat_timeout),
             heartbeat_action: action(watch.heartbeat_action),
             grace_usec: r.limits.grace.map(usec),
             readiness: r.limits.readiness.map(|r| r.as_str().into()),
             run: r.reserved.map(|id| id.to_string()),
-            memory_max_bytes: r.limits.memory_max_bytes.map(|m| m.unwrap_or(u64::MAX)),
-            tasks_max: r.limits.tasks_max.map(|m| m.unwrap_or(u64::MAX)),
+            memory_max_bytes: number(r.limits.memory_max_bytes),
+            tasks_max: number(r.limits.tasks_max),
             cpu_max_percent: r.limits.cpu_max_percent.map(|m| m.unwrap_or(u32::MAX)),
             isolate_pids: r.limits.isolate_pids,
+            cleanup_git_locks: r.limits.cleanup_git_locks,
             uid: r.uid,
+            executor: r.limits.executor.clone(),
+            prompt: r.prompt.clone(),
         }
     }
 }
@@ -145,6 +203,7 @@ pub struct ReservedDict {
     notify_socket: Option<Vec<u8>>,
     #[zbus(rename = "WatchdogUSec")]
     watchdog_usec: Option<u64>,
+    command: Option<Vec<Vec<u8>>>,
 }
 
 impl From<&Reserved> for ReservedDict {
@@ -157,6 +216,7 @@ impl From<&Reserved> for ReservedDict {
             tasks_max: r.tasks_max,
             notify_socket: r.notify.as_ref().map(|n| n.socket.as_os_str().as_bytes().to_vec()),
             watchdog_usec: r.notify.as_ref().and_then(|n| n.window).map(usec),
+            command: r.command.clone(),
         }
     }
 }
@@ -174,6 +234,7 @@ impl ReservedDict {
             data_max_bytes: self.data_max_bytes,
             tasks_max: self.tasks_max,
             notify: socket.map(|socket| Notify { socket, window }),
+            command: self.command.clone(),
         })
     }
 }
@@ -189,6 +250,12 @@ pub fn parse(dict: &HashMap<String, OwnedVariant>) -> Result<LaunchRequest, Erro
                 valid_workflow_name(&name).map_err(Error::invalid)?;
                 request.workflow = Some(name);
             }
+            "Reason" => {
+                request.reason = text(key, value)?;
+                if request.reason.len() > REASON_MAX {
+                    return Err(Error::invalid(format!("Reason has at most {REASON_MAX} bytes")));
+                }
+            }
             "Name" => {
                 let name = text(key, value)?;
                 if name.is_empty() || name.chars().count() > NAME_MAX {
@@ -199,6 +266,7 @@ pub fn parse(dict: &HashMap<String, OwnedVariant>) -> Result<LaunchRequest, Erro
             "Command" => request.argv = list(key, value, COMMAND_MAX)?,
             "Environment" => request.env = list(key, value, ENVIRONMENT_MAX)?,
             "WorkingDirectory" => request.cwd = bytes(key, value)?,
+            "QueueTimeoutUSec" => request.limits.queue_timeout = Some(timer(key, value)?),
             "InitTimeoutUSec" => request.limits.init_timeout = Some(timer(key, value)?),
             "MaxRuntimeUSec" => request.limits.max_runtime = Some(timer(key, value)?),
             "HeartbeatTimeoutUSec" => request.limits.watch.heartbeat_timeout = Some(timer(key, value)?),
@@ -218,6 +286,24 @@ pub fn parse(dict: &HashMap<String, OwnedVariant>) -> Result<LaunchRequest, Erro
                 let action = Action::parse_harmless(&text(key, value)?).map_err(Error::invalid)?;
                 request.limits.watch.input_action = Some(action);
             }
+            "TurnTimeoutUSec" => request.limits.watch.agent.turn_timeout = Some(timer(key, value)?),
+            "TurnAction" => request.limits.watch.agent.turn_action = Some(action(key, value)?),
+            "LoopMax" => {
+                let most = limit(key, value)?;
+                if most == Some(1) {
+                    return Err(Error::invalid("LoopMax is 2 or more: what happens once is no loop"));
+                }
+                request.limits.watch.agent.loop_max = Some(most);
+            }
+            "LoopAction" => request.limits.watch.agent.loop_action = Some(action(key, value)?),
+            "MaxTurns" => request.limits.watch.agent.max_turns = Some(limit(key, value)?),
+            "MaxTurnsAction" => request.limits.watch.agent.max_turns_action = Some(action(key, value)?),
+            "MaxTokens" => request.limits.watch.agent.max_tokens = Some(limit(key, value)?),
+            "MaxTokensAction" => request.limits.watch.agent.max_tokens_action = Some(action(key, value)?),
+            "MaxCostMicroUSD" => request.limits.watch.agent.max_cost_micro_usd = Some(limit(key, value)?),
+            "MaxCostAction" => request.limits.watch.agent.max_cost_action = Some(action(key, value)?),
+            "PermissionTimeoutUSec" => request.limits.watch.agent.permission_timeout = Some(timer(key, value)?),
+            "PermissionAction" => request.limits.watch.agent.permission_action = Some(action(key, value)?),
             "GraceUSec" => {
                 let grace = timer(key, value)?;
                 request.limits.grace = Some(grace.ok_or_else(|| Error::invalid("GraceUSec cannot be off"))?);
@@ -244,9 +330,30 @@ pub fn parse(dict: &HashMap<String, OwnedVariant>) -> Result<LaunchRequest, Erro
                 let Variant::Bool(isolate) = value else { return Err(wrong(key, value, "b")) };
                 request.limits.isolate_pids = Some(*isolate);
             }
+            "CleanupGitLocks" => {
+                let Variant::Bool(removes) = value else { return Err(wrong(key, value, "b")) };
+                request.limits.cleanup_git_locks = Some(*removes);
+            }
             "UID" => {
                 let Variant::U32(uid) = value else { return Err(wrong(key, value, "u")) };
                 request.uid = Some(*uid);
+            }
+            "Executor" => {
+                let name = text(key, value)?;
+                valid_workflow_name(&name)
+                    .map_err(|why| Error::invalid(why.replace("a workflow name", "the name of an executor")))?;
+                request.limits.executor = Some(name);
+            }
+            "Prompt" => {
+                let prompt = match value {
+                    Variant::Str(s) => s.as_bytes().to_vec(),
+                    Variant::Array(a) if a.element_signature() == &Signature::U8 => octets(a),
+                    _ => return Err(wrong(key, value, "s or ay")),
+                };
+                if prompt.len() > PROMPT_MAX {
+                    return Err(Error::invalid(format!("Prompt is larger than {} MiB", PROMPT_MAX >> 20)));
+                }
+                request.prompt = Some(prompt);
             }
             other => return Err(unknown(other)),
         }
@@ -283,7 +390,7 @@ fn unknown(key: &str) -> Error {
     Error::invalid(format!("{shown:?} is not a key of a launch{hint}"))
 }
 
-fn wrong(key: &str, value: &Variant<'_>, wanted: &str) -> Error {
+pub(super) fn wrong(key: &str, value: &Variant<'_>, wanted: &str) -> Error {
     let got: String = value.value_signature().to_string().chars().take(20).collect();
     Error::invalid(format!("{key} has the D-Bus type {wanted}, not {got}"))
 }
@@ -292,7 +399,7 @@ fn without_nul(key: &str, bytes: &[u8]) -> Result<(), Error> {
     if bytes.contains(&0) { Err(Error::invalid(format!("{key} holds a NUL byte"))) } else { Ok(()) }
 }
 
-fn text(key: &str, value: &Variant<'_>) -> Result<String, Error> {
+pub(super) fn text(key: &str, value: &Variant<'_>) -> Result<String, Error> {
     let Variant::Str(s) = value else { return Err(wrong(key, value, "s")) };
     without_nul(key, s.as_bytes())?;
     Ok(s.to_string())
@@ -361,30 +468,6 @@ fn action(key: &str, value: &Variant<'_>) -> Result<Action, Error> {
     text(key, value)?.parse().map_err(Error::invalid)
 }
 
-/// Reads what is said for a run: a heartbeat, unless it is said to be about to end.
-pub fn heartbeat(dict: &HashMap<String, OwnedVariant>) -> Result<Notification, Error> {
-    let mut said = Notification::default();
-    for (key, value) in dict {
-        let value: &Variant<'_> = value;
-        match (key.as_str(), value) {
-            ("Ready", Variant::Bool(ready)) => said.ready = *ready,
-            ("Stopping", Variant::Bool(stopping)) => said.stopping = *stopping,
-            ("Ready" | "Stopping", _) => return Err(wrong(key, value, "b")),
-            ("Status", _) => said.status = Some(Notification::status_of(&text(key, value)?)),
-            ("ExtendTimeoutUSec", Variant::U64(usec)) => said.extend = Some(duration(key, *usec)?),
-            ("ExtendTimeoutUSec", _) => return Err(wrong(key, value, "t")),
-            _ => {
-                let shown: String = key.chars().take(40).collect();
-                return Err(Error::invalid(format!(
-                    "{shown:?} is not a key of a heartbeat: use Ready, Status, Stopping and ExtendTimeoutUSec"
-                )));
-            }
-        }
-    }
-    said.heartbeat = !said.stopping;
-    Ok(said)
-}
-
 /// Refuses what a caller says about a duration when it is longer than any limit may be.
 pub fn duration(name: &str, usec: u64) -> Result<Duration, Error> {
     if usec > DURATION_MAX {
@@ -394,103 +477,5 @@ pub fn duration(name: &str, usec: u64) -> Result<Duration, Error> {
 }
 
 #[cfg(test)]
-mod tests {
-    use zbus::wire::{LE, serialized::Context, to_bytes};
-
-    use super::*;
-    use crate::model::{LimitUpdate, WatchUpdate};
-
-    fn request() -> LaunchRequest {
-        LaunchRequest { argv: vec![b"sh".to_vec(), b"-c".to_vec()], cwd: b"/tmp".to_vec(), ..LaunchRequest::default() }
-    }
-
-    fn over_the_wire(request: &LaunchRequest) -> Result<LaunchRequest, Error> {
-        let encoded = to_bytes(Context::new(LE, 0), &LaunchDict::from(request)).unwrap();
-        parse(&encoded.deserialize::<HashMap<String, OwnedVariant>>().unwrap().0)
-    }
-
-    fn with(key: &str, value: Variant<'_>) -> Result<LaunchRequest, Error> {
-        let encoded = to_bytes(Context::new(LE, 0), &LaunchDict::from(&request())).unwrap();
-        let mut dict = encoded.deserialize::<HashMap<String, OwnedVariant>>().unwrap().0;
-        dict.insert(key.into(), OwnedVariant::try_from(value).unwrap());
-        parse(&dict)
-    }
-
-    fn refused(key: &str, value: Variant<'_>) -> String {
-        with(key, value).unwrap_err().message
-    }
-
-    #[test]
-    fn a_launch_comes_back_as_it_went() {
-        let limits = LimitUpdate {
-            init_timeout: Some(None),
-            max_runtime: Some(Some(Duration::from_secs(3))),
-            watch: WatchUpdate {
-                init_action: Some(Action::Warn),
-                max_runtime_action: Some(Action::Off),
-                heartbeat_timeout: Some(Some(Duration::from_secs(9))),
-                heartbeat_action: Some(Action::KillIfIdle),
-                idle_timeout: Some(None),
-                idle_action: Some(Action::Kill),
-                spin_timeout: Some(Some(Duration::from_secs(9))),
-                spin_action: Some(Action::Off),
-                input_timeout: Some(Some(Duration::from_secs(8))),
-                input_action: Some(Action::Warn),
-                escapees: Some(Action::Kill),
-                pressure_max_percent: None,
-                dry_run: None,
-            },
-            grace: Some(Duration::from_millis(5)),
-            readiness: Some(Readiness::Exec),
-            memory_max_bytes: Some(Some(1 << 30)),
-            tasks_max: Some(None),
-            cpu_max_percent: Some(Some(150)),
-            isolate_pids: Some(true),
-            sandbox: None,
-            credentials: None,
-        };
-        let full = LaunchRequest {
-            uid: Some(7),
-            reserved: Some(RunId::from_bytes([1; 6])),
-            workflow: Some("builder".into()),
-            name: Some("näme".into()),
-            argv: vec![b"printf".to_vec(), b"\xff\xfe".to_vec(), b"".to_vec()],
-            env: vec![b"A=".to_vec(), b"B=\xff".to_vec()],
-            cwd: b"/d\xff".to_vec(),
-            limits,
-        };
-        for request in [request(), full] {
-            let back = over_the_wire(&request).unwrap();
-            assert_eq!(format!("{back:?}"), format!("{request:?}"));
-        }
-    }
-
-    #[test]
-    fn strings_do_for_bytes() {
-        assert_eq!(with("Command", vec!["ls", "-l"].into()).unwrap().argv, [b"ls".to_vec(), b"-l".to_vec()]);
-        assert_eq!(with("WorkingDirectory", "/srv".into()).unwrap().cwd, b"/srv");
-    }
-
-    #[test]
-    fn what_makes_no_sense_is_refused_in_a_sentence() {
-        assert!(refused("MaxRuntimeUsec", 1u64.into()).contains("do you mean MaxRuntimeUSec?"));
-        assert_eq!(refused("Colour", 1u64.into()), "\"Colour\" is not a key of a launch");
-        assert_eq!(refused("MaxRuntimeUSec", 1u32.into()), "MaxRuntimeUSec has the D-Bus type t, not u");
-        assert_eq!(refused("GraceUSec", u64::MAX.into()), "GraceUSec cannot be off");
-        assert!(refused("InitTimeoutUSec", (u64::MAX - 1).into()).contains("100 years"));
-        assert!(refused("Workflow", "a b".into()).contains("not a workflow name"));
-        assert!(refused("Name", "x".repeat(129).into()).contains("1 to 128"));
-        assert!(refused("Command", Vec::<&str>::new().into()).contains("Command is missing"));
-        assert!(refused("Command", vec![""].into()).contains("empty"));
-        assert!(refused("Command", vec![1u32].into()).contains("as or aay"));
-        assert!(refused("Command", vec!["x".repeat(COMMAND_MAX)].into()).contains("larger than 1024 KiB"));
-        assert_eq!(refused("Command", vec![vec![b'a', 0]].into()), "Command holds a NUL byte");
-        assert!(refused("WorkingDirectory", "tmp".into()).contains("absolute"));
-        assert_eq!(refused("Environment", vec!["OK=1", "SECRET"].into()), "entry 1 of Environment is not KEY=VALUE");
-        assert!(refused("Environment", vec!["=x"].into()).contains("entry 0"));
-        assert!(refused("TasksMax", 0u64.into()).contains("1 or more"));
-        assert!(refused("IdleAction", "stop".into()).contains("off, warn or kill"));
-        assert!(refused("InputAction", "kill".into()).contains("off or warn"));
-        assert!(refused("Readiness", "maybe".into()).contains("output, exec or notify"));
-    }
-}
+#[path = "launch_tests.rs"]
+mod tests;

@@ -12,11 +12,13 @@ use zbus::{Connection, DeserializeDict, OwnedObjectPath, OwnedVariant, Serialize
 use super::access::{Request, unexpected};
 use super::error::Refusal;
 use super::explain::{ExplanationDict, explanation};
+use super::filter::filter;
 use super::launch::ReservedDict;
 use super::rights::{Peer, Right};
+use super::statistics::{self, StatisticsDict};
 use super::view::{self, KillDict, RunDict};
 use super::wire::Marshalled;
-use super::{RunFilter, Services, access, launch, run_path};
+use super::{Services, access, launch, run_path};
 use crate::daemon::command::{Answer, Command};
 use crate::daemon::published::Ending;
 use crate::failpoint;
@@ -31,75 +33,6 @@ const REASON_MAX: usize = 4096;
 
 /// `(seq, at, kind, run, workflow, uid, actor, reason, details, hash)`: a row of the audit. Details are a JSON object.
 pub type WireEvent = (u64, u64, String, String, String, u32, String, String, String, String);
-
-/// A filter as `a{sv}`.
-#[derive(Debug, Clone, Default, SerializeDict, DeserializeDict, Type)]
-#[zbus(signature = "a{sv}", rename_all = "PascalCase")]
-pub struct FilterDict {
-    workflow: Option<String>,
-    phase: Option<String>,
-    health: Option<String>,
-    #[zbus(rename = "UID")]
-    uid: Option<u32>,
-    #[zbus(rename = "SinceUSec")]
-    since_usec: Option<u64>,
-    finished: Option<bool>,
-    all_users: Option<bool>,
-    limit: Option<u32>,
-}
-
-impl From<&RunFilter> for FilterDict {
-    fn from(f: &RunFilter) -> Self {
-        Self {
-            workflow: f.workflow.clone(),
-            phase: f.phase.map(|p| p.as_str().into()),
-            health: f.health.map(|h| h.as_str().into()),
-            uid: f.uid,
-            since_usec: f.since.map(|s| s.0),
-            finished: f.finished.then_some(true),
-            all_users: f.all_users.then_some(true),
-            limit: (f.limit != 0).then_some(f.limit),
-        }
-    }
-}
-
-/// Reads a filter. Unknown keys are refused: a filter that is silently not applied shows what nobody asked for.
-pub(super) fn filter(dict: &HashMap<String, OwnedVariant>) -> Result<RunFilter, Error> {
-    let mut filter = RunFilter { limit: RunFilter::DEFAULT_LIMIT, ..RunFilter::default() };
-    let bad = |key: &str, wanted: &str| Error::invalid(format!("the filter {key} has the D-Bus type {wanted}"));
-    let text = |key: &str, v: &OwnedVariant| <&str>::try_from(v).map(str::to_owned).map_err(|_| bad(key, "s"));
-    for (key, value) in dict {
-        match key.as_str() {
-            "Workflow" => filter.workflow = Some(text(key, value)?),
-            "Phase" => {
-                filter.phase = Some(
-                    view::phase_from(&text(key, value)?)
-                        .map_err(|_| one_of(key, "starting, initializing, running, stopping, killing, finished"))?,
-                )
-            }
-            "Health" => {
-                filter.health =
-                    Some(view::health_from(&text(key, value)?).map_err(|_| one_of(key, "healthy, warning, critical"))?)
-            }
-            "UID" => filter.uid = Some(u32::try_from(value).map_err(|_| bad(key, "u"))?),
-            "SinceUSec" => filter.since = Some(Wall(u64::try_from(value).map_err(|_| bad(key, "t"))?)),
-            "Finished" => filter.finished = bool::try_from(value).map_err(|_| bad(key, "b"))?,
-            "AllUsers" => filter.all_users = bool::try_from(value).map_err(|_| bad(key, "b"))?,
-            "Limit" => filter.limit = u32::try_from(value).map_err(|_| bad(key, "u"))?.clamp(1, RunFilter::MAX_LIMIT),
-            other => {
-                return Err(Error::invalid(format!(
-                    "{:?} is not a filter: use Workflow, Phase, Health, UID, SinceUSec, Finished, AllUsers or Limit",
-                    other.chars().take(40).collect::<String>()
-                )));
-            }
-        }
-    }
-    Ok(filter)
-}
-
-fn one_of(key: &str, names: &str) -> Error {
-    Error::invalid(format!("the filter {key} is one of {names}"))
-}
 
 /// What `doctor` asks for, as `a{sv}`.
 #[derive(Debug, Clone, Default, PartialEq, SerializeDict, DeserializeDict, Type)]
@@ -226,7 +159,8 @@ pub fn timer(limit: &str) -> Result<Rule, Error> {
 
 #[interface(name = "org.guardian.Guardian1.Manager", introspection_docs = false)]
 impl Manager {
-    /// Starts a detached run. The answer comes once the command is executed in its cgroup.
+    /// Starts a detached run. The answer comes once the command is executed in its cgroup or, while as many runs as may run
+    /// at once do so, once it is on durable record that the run is queued.
     #[zbus(out_args("run_id", "path"))]
     async fn start_run(&self, options: HashMap<String, OwnedVariant>) -> Result<(String, OwnedObjectPath), Refusal> {
         let _turn = self.turn().await?;
@@ -256,14 +190,15 @@ impl Manager {
         }
     }
 
-    /// Contains a gated child of the caller. The answer comes once it is in its cgroup: the gate may be opened.
+    /// Contains a gated child of the caller. The answer comes once it is in its cgroup: the gate may be opened. While as many
+    /// runs as may run at once do so it is waited for, which may take long: the run is queued meanwhile.
     #[zbus(out_args("run_id", "path"))]
     async fn attach_run(
         &self,
         options: HashMap<String, OwnedVariant>,
         child: zbus::OwnedFd,
     ) -> Result<(String, OwnedObjectPath), Refusal> {
-        let _turn = self.turn().await?;
+        let _wait = self.services.calls.enter_wait(self.peer.caller.uid)?;
         let request = launch::parse(&options)?;
         if request.uid.is_some_and(|uid| uid != self.peer.caller.uid) {
             return Err(Error::invalid("a foreground run is its caller's: leave out UID").into());
@@ -382,12 +317,7 @@ impl Manager {
         let live = self.services.published.live();
         let mut over = Vec::new();
         let uid = self.peer.caller.uid;
-        // Who lists their own runs need not wait for polkit.
-        let others = filter.all_users || filter.uid.is_some_and(|wanted| wanted != uid);
-        let see_all = uid == 0 || (others && self.request().has(Right::ReadAll).await);
-        if filter.all_users && !see_all {
-            return Err(access::lacks(Right::ReadAll).into());
-        }
+        let see_all = self.request().sees_all(&filter).await?;
         let shown = |v: &RunView| see_all || access::may_see(&self.peer.caller, v);
         if filter.finished {
             let wanted = filter.uid.is_none_or(|wanted| see_all || wanted == uid);
@@ -411,6 +341,13 @@ impl Manager {
         let live = live.iter().filter(|l| filter.admits(&l.view) && shown(&l.view));
         let live = live.map(|l| RunDict::with_usage(&l.view, l.usage.get()));
         Ok(Marshalled::of(live.chain(over.iter().filter(|v| shown(v)).map(RunDict::from))))
+    }
+
+    /// What there is to say about the runs that are over, a dictionary for each workflow.
+    #[zbus(out_args("workflows"))]
+    async fn statistics(&self, filter_by: HashMap<String, OwnedVariant>) -> Result<Vec<StatisticsDict>, Refusal> {
+        let _turn = self.turn().await?;
+        Ok(statistics::statistics(&self.request(), &filter_by).await?)
     }
 
     /// The object of a run, by its id or the unique beginning of one.

@@ -15,8 +15,10 @@ pub mod client;
 mod driver;
 mod error;
 mod explain;
+mod filter;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzz;
+mod heartbeat;
 mod launch;
 mod manager;
 mod moments;
@@ -27,6 +29,7 @@ mod run;
 mod samples;
 mod server;
 pub mod socket;
+mod statistics;
 mod view;
 mod which;
 mod wire;
@@ -45,7 +48,8 @@ pub use which::Bus;
 use crate::daemon::command::Commands;
 use crate::daemon::published::Published;
 use crate::model::{
-    AuditRow, Considered, Containment, Error, Evidence, Health, InstanceKind, Phase, RunId, RunView, UsageSample, Wall,
+    AuditRow, Considered, Containment, Error, Evidence, Health, InstanceKind, Phase, RunId, RunView, Statistics,
+    UsageSample, Wall,
 };
 
 /// The bus name, which a peer-to-peer connection answers to as well.
@@ -79,6 +83,8 @@ pub struct RunFilter {
     pub uid: Option<u32>,
     /// Created at this time or later.
     pub since: Option<Wall>,
+    /// Created at this time or earlier.
+    pub before: Option<Wall>,
     /// The finished ones too, from the store.
     pub finished: bool,
     /// Everybody's, and not those of who asks alone. Needs the right to see them; root gets them in any case.
@@ -103,6 +109,7 @@ impl RunFilter {
             && is(&self.health, &view.health)
             && is(&self.uid, &view.spec.uid)
             && self.since.is_none_or(|s| view.created_at >= s)
+            && self.before.is_none_or(|b| view.created_at <= b)
     }
 }
 
@@ -131,6 +138,13 @@ pub trait History: Send + Sync {
     fn resolve(&self, prefix: &str, owner: Option<u32>) -> Result<Vec<RunId>, Error>;
     /// Rows of the audit with a greater number than `after`, in order, at most `max`, of this run only if one is given.
     fn events(&self, after: u64, max: u32, run: Option<RunId>) -> Result<Vec<AuditRow>, Error>;
+    /// What there is to say about the runs that are over: of this workflow, of this owner, over since this time.
+    fn statistics(
+        &self,
+        workflow: Option<&str>,
+        uid: Option<u32>,
+        since: Option<Wall>,
+    ) -> Result<Vec<Statistics>, Error>;
     /// What a run used since a time, in order, as far as it is stored.
     fn samples(&self, run: RunId, since: Wall) -> Result<Vec<UsageSample>, Error>;
     /// Checks the whole hash chain.

@@ -168,6 +168,7 @@ async fn properties_changed(
                 "KillProcesses",
                 "KillProcessesTotal",
                 "KillExplanation",
+                "KillRemains",
             ],
         ),
         (before.notices != now.notices, &["Notices"]),

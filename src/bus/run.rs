@@ -10,6 +10,7 @@ use zbus::{OwnedVariant, interface};
 use super::access::{self, Request, blocking, unexpected};
 use super::error::Refusal;
 use super::explain::{ExplanationDict, explanation};
+use super::heartbeat::heartbeat;
 use super::manager::{kill_arguments, timer};
 use super::rights::{Peer, Right};
 use super::samples::{WireSample, samples};
@@ -104,7 +105,7 @@ impl RunObject {
     /// Says something for the run, as its processes do at its notify socket: a heartbeat, and what else is named.
     async fn heartbeat(&self, options: HashMap<String, OwnedVariant>) -> Result<(), Refusal> {
         let _turn = self.turn().await?;
-        let said = Box::new(launch::heartbeat(&options)?);
+        let said = Box::new(heartbeat(&options)?);
         self.act(Command::Heartbeat { run: self.made.spec.id, said }).await?;
         Ok(())
     }
@@ -164,6 +165,12 @@ impl RunObject {
     }
 
     #[zbus(property(emits_changed_signal = "const"))]
+    async fn executor(&self) -> Result<String, Refusal> {
+        let v = self.now().await?;
+        Ok(v.spec.executor.clone())
+    }
+
+    #[zbus(property(emits_changed_signal = "const"))]
     async fn name(&self) -> Result<String, Refusal> {
         let v = self.now().await?;
         Ok(v.spec.name.clone().unwrap_or_default())
@@ -203,6 +210,27 @@ impl RunObject {
     async fn client_process(&self) -> Result<(u32, u64), Refusal> {
         let v = self.now().await?;
         Ok(process(v.spec.client))
+    }
+
+    #[zbus(property(emits_changed_signal = "const"), name = "QueueTimeoutUSec")]
+    async fn queue_timeout_usec(&self) -> Result<u64, Refusal> {
+        let v = self.now().await?;
+        Ok(v.spec.limits.queue_timeout.map_or(u64::MAX, usec))
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    async fn queue_position(&self) -> Result<u32, Refusal> {
+        Ok(self.now().await?.queued.as_ref().map_or(0, |q| q.position))
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    async fn queue_length(&self) -> Result<u32, Refusal> {
+        Ok(self.now().await?.queued.as_ref().map_or(0, |q| q.of))
+    }
+
+    #[zbus(property(emits_changed_signal = "invalidates"))]
+    async fn queue_reason(&self) -> Result<String, Refusal> {
+        Ok(self.now().await?.queued.as_ref().map(|q| q.why.clone()).unwrap_or_default())
     }
 
     #[zbus(property(emits_changed_signal = "invalidates"), name = "InitTimeoutUSec")]
@@ -257,6 +285,12 @@ impl RunObject {
     async fn cpu_max_percent(&self) -> Result<u32, Refusal> {
         let v = self.now().await?;
         Ok(v.spec.limits.resources.cpu_max_percent.unwrap_or(u32::MAX))
+    }
+
+    #[zbus(property(emits_changed_signal = "const"))]
+    async fn cleanup_git_locks(&self) -> Result<bool, Refusal> {
+        let v = self.now().await?;
+        Ok(v.spec.limits.cleanup.git_locks)
     }
 
     #[zbus(property(emits_changed_signal = "const"), name = "IsolatePIDs")]
@@ -446,6 +480,11 @@ impl RunObject {
         self.receipt(|r| r.explanation.clone()).await
     }
 
+    #[zbus(property(emits_changed_signal = "invalidates"))]
+    async fn kill_remains(&self) -> Result<HashMap<String, OwnedVariant>, Refusal> {
+        self.receipt(|r| r.remains.as_ref().map(|r| view::RemainsDict::from(r).property()).unwrap_or_default()).await
+    }
+
     #[zbus(property(emits_changed_signal = "false"), name = "CPUUsageNSec")]
     async fn cpu_usage_nsec(&self) -> Result<u64, Refusal> {
         let v = self.now().await?;
@@ -534,6 +573,12 @@ impl RunObject {
     async fn notify_too_long(&self) -> Result<u64, Refusal> {
         let v = self.now().await?;
         Ok(v.heartbeats.refused.too_long)
+    }
+
+    #[zbus(property(emits_changed_signal = "invalidates"))]
+    async fn progress(&self) -> Result<HashMap<String, OwnedVariant>, Refusal> {
+        let v = self.now().await?;
+        Ok(v.progress.as_ref().map(|p| view::ProgressDict::from(p).property()).unwrap_or_default())
     }
 
     #[zbus(property(emits_changed_signal = "invalidates"))]

@@ -4,7 +4,7 @@
 //! A key that is absent and a key with the empty value say the same: 0 for a time that has not come, the empty string
 //! for a text there is not, the greatest number for a limit that is off and for a counter the kernel does not tell.
 //! Times are microseconds since 1970-01-01 UTC. Struct-shaped values:
-//! rules `(rule, action, timeout_usec)`, reasons `(rule, level, text, since)`, deadlines `(rule, at)`, why `(code, rule, allowed_usec, text)`,
+//! rules `(rule, action, timeout_usec or number)`, reasons `(rule, level, text, since)`, deadlines `(rule, at)`, why `(code, rule, allowed_usec, text)`,
 //! outcome `(kind, exit code or signal, text)`, actor `(uid, name)` with the greatest uid for the instance itself,
 //! escapees `(pid, start_ticks, name, cgroup, fate)`, steps `(kind, at, elapsed_usec, processes)`, processes `(pid, ppid, name, state, wchan)`.
 
@@ -33,7 +33,8 @@ pub type WireActor = (u32, String);
 pub type WireStep = (String, u64, u64, u32);
 /// `(pid, ppid, name, state, wchan)`: a [`ProcessSeen`].
 pub type WireProcess = (u32, u32, String, String, String);
-/// `(rule, action, timeout in µs)`: a rule whose action can be chosen; the greatest number for one that is off or has no time.
+/// `(rule, action, timeout in µs)`: a rule whose action can be chosen; for one that counts, its number in the place of a time; the
+/// greatest number for one that is off or has neither.
 pub type WireRule = (String, String, u64);
 /// `(pid, start, name, cgroup, what became of it)`: an [`Escapee`].
 pub type WireEscapee = (u32, u64, String, String, String);
@@ -65,11 +66,52 @@ macro_rules! dict {
     };
 }
 
+/// Makes of a dictionary one that can be within another, and the value of a property.
+macro_rules! within {
+    ($name:ident) => {
+        impl wire::Value for $name {
+            const CODE: &'static str = "a{sv}";
+            const ALIGN: usize = 4;
+
+            fn put(&self, w: &mut wire::Writer) {
+                w.array(8, |w| wire::Listed::put_entries(self, w));
+            }
+
+            fn take(r: &mut wire::Reader<'_>) -> Option<Self> {
+                let mut dict = Self::default();
+                r.array(8, |r| {
+                    let (key, signature) = r.entry()?;
+                    wire::Listed::take_entry(&mut dict, key, signature, r)
+                })?;
+                Some(dict)
+            }
+        }
+
+        impl $name {
+            /// The same as the value of a property.
+            pub fn property(&self) -> std::collections::HashMap<String, zbus::OwnedVariant> {
+                let context = zbus::wire::serialized::Context::new(zbus::wire::NATIVE_ENDIAN, 0);
+                // Texts and numbers: what is written can be read.
+                let read = zbus::wire::to_bytes(context, self).and_then(|bytes| bytes.deserialize());
+                read.map(|(read, _)| read).unwrap_or_default()
+            }
+        }
+    };
+}
+
+// After the macros that they use.
+mod progress;
+mod remains;
+
+pub use progress::ProgressDict;
+pub use remains::RemainsDict;
+
 dict! {
     /// A run as `a{sv}`.
     RunDict {
         "RunID" run_id: [String],
         "Workflow" workflow: [String],
+        "Executor" executor: [Option<String>],
         "Name" name: [Option<String>],
         "Command" command: [Vec<String>],
         "WorkingDirectory" working_directory: [String],
@@ -77,6 +119,7 @@ dict! {
         "User" user: [String],
         "MainProcess" main_process: [Option<(u32, u64)>],
         "ClientProcess" client_process: [Option<(u32, u64)>],
+        "QueueTimeoutUSec" queue_timeout_usec: [Option<u64>],
         "InitTimeoutUSec" init_timeout_usec: [Option<u64>],
         "MaxRuntimeUSec" max_runtime_usec: [Option<u64>],
         "Rules" rules: [Option<Vec<WireRule>>],
@@ -87,9 +130,13 @@ dict! {
         "TasksMax" tasks_max: [Option<u64>],
         "CPUMaxPercent" cpu_max_percent: [Option<u32>],
         "IsolatePIDs" isolate_pids: [Option<bool>],
+        "CleanupGitLocks" cleanup_git_locks: [Option<bool>],
         "Sandbox" sandbox: [Option<String>],
         "LogPath" log_path: [Option<String>],
         "Phase" phase: [String],
+        "QueuePosition" queue_position: [Option<u32>],
+        "QueueLength" queue_length: [Option<u32>],
+        "QueueReason" queue_reason: [Option<String>],
         "Health" health: [String],
         "HealthReasons" health_reasons: [Option<Vec<WireHealth>>],
         "Containment" containment: [String],
@@ -118,6 +165,7 @@ dict! {
         "KillProcesses" kill_processes: [Option<Vec<WireProcess>>],
         "KillProcessesTotal" kill_processes_total: [Option<u32>],
         "KillExplanation" kill_explanation: [Option<String>],
+        "KillRemains" kill_remains: [Option<RemainsDict>],
         "CPUUsageNSec" cpu_usage_nsec: [Option<u64>],
         "MemoryCurrentBytes" memory_current_bytes: [Option<u64>],
         "MemoryPeakBytes" memory_peak_bytes: [Option<u64>],
@@ -133,6 +181,7 @@ dict! {
         "NotifyForeign" notify_foreign: [Option<u64>],
         "NotifyFlooded" notify_flooded: [Option<u64>],
         "NotifyTooLong" notify_too_long: [Option<u64>],
+        "Progress" progress: [Option<ProgressDict>],
         "Escapees" escapees: [Option<Vec<WireEscapee>>],
         "Notices" notices: [Option<Vec<String>>],
     }
@@ -158,7 +207,8 @@ pub fn rules(view: &RunView) -> Vec<WireRule> {
     let limits = &view.spec.limits;
     let wire = |rule: Rule| {
         let (action, timeout) = limits.rule(rule)?;
-        Some((rule.as_str().into(), action.as_str().into(), timeout.map_or(u64::MAX, usec)))
+        let allowed = timeout.map(usec).or(limits.number(rule));
+        Some((rule.as_str().into(), action.as_str().into(), allowed.unwrap_or(u64::MAX)))
     };
     Rule::ALL.into_iter().filter_map(wire).collect()
 }
@@ -229,7 +279,7 @@ pub fn outcome(outcome: &Outcome) -> WireOutcome {
 /// The wire form of the reason of a kill.
 pub fn reason(reason: &KillReason) -> WireReason {
     let (rule, allowed, text) = match reason {
-        KillReason::Limit { rule, allowed } => (rule.as_str(), usec(*allowed), ""),
+        KillReason::Limit { rule, allowed, seen } => (rule.as_str(), usec(*allowed), seen.as_str()),
         KillReason::Requested { text } => ("", 0, text.as_str()),
         KillReason::ClientGone
         | KillReason::Leftovers
@@ -275,6 +325,7 @@ impl RunDict {
         Self {
             run_id: v.spec.id.to_string(),
             workflow: v.spec.workflow.clone(),
+            executor: Some(v.spec.executor.clone()),
             name: v.spec.name.clone(),
             command: v.spec.command.clone(),
             working_directory: v.spec.cwd.clone(),
@@ -282,6 +333,7 @@ impl RunDict {
             user: v.spec.user.clone(),
             main_process: v.spec.main.map(|p| (p.pid, p.start_ticks)),
             client_process: v.spec.client.map(|p| (p.pid, p.start_ticks)),
+            queue_timeout_usec: limits.queue_timeout.map(usec),
             init_timeout_usec: limits.init_timeout.map(usec),
             max_runtime_usec: limits.max_runtime.map(usec),
             rules: some(rules(v)),
@@ -292,9 +344,13 @@ impl RunDict {
             tasks_max: limits.resources.tasks_max,
             cpu_max_percent: limits.resources.cpu_max_percent,
             isolate_pids: limits.isolate_pids.then_some(true),
+            cleanup_git_locks: limits.cleanup.git_locks.then_some(true),
             sandbox: Some(limits.sandbox.as_str().into()),
             log_path: v.spec.log.as_ref().map(|p| p.to_string_lossy().into_owned()),
             phase: v.phase.as_str().into(),
+            queue_position: v.queued.as_ref().map(|q| q.position),
+            queue_length: v.queued.as_ref().map(|q| q.of),
+            queue_reason: v.queued.as_ref().map(|q| q.why.clone()),
             health: v.health.as_str().into(),
             health_reasons: some(health_reasons(v)),
             containment: v.spec.containment.as_str().into(),
@@ -326,6 +382,7 @@ impl RunDict {
             kill_processes: receipt.map(|r| processes(&r.processes)),
             kill_processes_total: receipt.map(|r| r.processes_total),
             kill_explanation: receipt.map(|r| r.explanation.clone()).filter(|text| !text.is_empty()),
+            kill_remains: receipt.and_then(|r| r.remains.as_ref()).map(RemainsDict::from),
             cpu_usage_nsec: usage.cpu_usec.map(|u| u.saturating_mul(1000)),
             memory_current_bytes: usage.memory_bytes,
             memory_peak_bytes: usage.memory_peak_bytes,
@@ -341,6 +398,7 @@ impl RunDict {
             notify_foreign: positive(said.refused.foreign),
             notify_flooded: positive(said.refused.flooded),
             notify_too_long: positive(said.refused.too_long),
+            progress: v.progress.as_ref().map(ProgressDict::from),
             escapees: some(escapees(v)),
             notices: some(v.notices.clone()),
         }
@@ -411,6 +469,20 @@ mod tests {
     use zbus::wire::{NATIVE_ENDIAN, serialized::Context, to_bytes};
 
     use super::*;
+    use crate::model::{GitLocks, LockFate, OpenFile, Remains};
+
+    fn remains_in_full() -> RemainsDict {
+        let s = || "tëxt".to_owned();
+        let lock = |fate| crate::model::GitLock { path: s(), fate };
+        let locks = vec![lock(LockFate::Stale), lock(LockFate::Removed), lock(LockFate::LeftAlone { why: s() })];
+        RemainsDict::from(&Remains {
+            others: s(),
+            files: vec![OpenFile { path: s(), size_bytes: None, pid: 7, name: s() }],
+            files_total: 20,
+            git: GitLocks { locks, total: 3, not_looked_at: Vec::new() },
+            not_looked_at: vec![s()],
+        })
+    }
 
     fn full() -> RunDict {
         let s = || "tëxt".to_owned();
@@ -430,6 +502,13 @@ mod tests {
             kill_steps: Some(vec![(s(), 1, 2, 3)]),
             kill_processes: Some(vec![(1, 2, s(), s(), s())]),
             kill_killed: Some(5),
+            kill_remains: Some(remains_in_full()),
+            progress: Some(ProgressDict::from(&crate::model::Progress {
+                session: Some(s()),
+                turns: 7,
+                cost_micro_usd: Some(9),
+                ..crate::model::Progress::default()
+            })),
             ..RunDict::default()
         }
     }

@@ -205,6 +205,8 @@ lists! {
     String, "as";
     (String, u64), "a(st)";
     (String, String, u64), "a(sst)";
+    (String, String, String), "a(sss)";
+    (String, u64, u32, String), "a(stus)";
     (String, String, String, u64), "a(ssst)";
     (String, u64, u64, u32), "a(sttu)";
     (u32, u32, String, String, String), "a(uusss)";
@@ -236,6 +238,8 @@ structs! {
     (a: u32, b: String), "(us)";
     (a: String, b: u64), "(st)";
     (a: String, b: String, c: u64), "(sst)";
+    (a: String, b: String, c: String), "(sss)";
+    (a: String, b: u64, c: u32, d: String), "(stus)";
     (a: String, b: i32, c: String), "(sis)";
     (a: String, b: String, c: u64, d: String), "(ssts)";
     (a: String, b: String, c: String, d: u64), "(ssst)";

@@ -6,8 +6,17 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub mod agent;
+mod executor;
+mod selftest;
+
+pub use agent::{AgentArgs, HeartbeatArgs};
+pub use executor::ExecutorArgs;
+pub use selftest::{Scenario, SelftestArgs, WorkloadArgs};
+
 use crate::config::{parse_count_or_off, parse_percent_or_off, parse_size_or_off};
 use crate::model::{Action, Containment, Readiness, Rule, parse_duration, valid_workflow_name};
+use crate::web::tokens::Role;
 
 // One paragraph, which clap wraps.
 const EXIT_STATUSES: &str = "\
@@ -78,6 +87,8 @@ pub enum Verb {
     Run(Box<RunArgs>),
     /// List runs
     Ps(PsArgs),
+    /// Watch runs live in the terminal, the worst first, and end, extend or freeze them by a key
+    Top(TopArgs),
     /// Show everything about runs
     Show(ShowArgs),
     /// Say what a run waits for, in a sentence: now, or when it was killed
@@ -98,6 +109,8 @@ pub enum Verb {
     Thaw(RunsArg),
     /// List finished runs
     History(HistoryArgs),
+    /// Tell how long and how much workflows take, how their runs end, and which limits would fit
+    Stats(StatsArgs),
     /// Show the audit log, or verify its hash chain
     Audit(AuditArgs),
     /// Say what guards this host, what is missing and what to type to get it
@@ -105,6 +118,14 @@ pub enum Verb {
     /// Check or show the configuration
     #[command(subcommand)]
     Config(ConfigVerb),
+    /// Serve the dashboard on this host, and print a link that opens it
+    Web(WebArgs),
+    /// Make, list and revoke tokens, by which people and programs use guardian-web
+    #[command(subcommand)]
+    Token(TokenVerb),
+    /// Try the channels by which guardian-notify tells people
+    #[command(subcommand)]
+    Notify(NotifyVerb),
     /// Run four workflows, three of them bad, and show how each ends
     Demo,
     /// Try the safety scenarios on this host, with real processes, against the instance that answers
@@ -151,75 +172,6 @@ impl From<RunCli> for Cli {
     }
 }
 
-/// The safety scenarios.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-#[value(rename_all = "snake_case")]
-pub enum Scenario {
-    /// A kill among appends, renames and fsyncs of 4 processes, and git commits
-    KillDuringFileOperations,
-    /// A kill among the transactions of 2 processes in SQLite, with a WAL and with a rollback journal, and in PostgreSQL
-    /// where it is installed
-    KillDuringDatabaseWrites,
-    /// A kill of 25 processes: in sessions of their own, daemons, stopped, deaf to SIGTERM
-    KillWithMultipleProcesses,
-    /// A kill of a run that there never was
-    KillNonExistentWorkflow,
-    /// A kill of a run that is over
-    KillAlreadyCompletedWorkflow,
-    /// 100 kills of one run at once, graceful and by force
-    ConcurrentKillRequests,
-    /// A kill by another user
-    KillPermissionValidation,
-    /// 20 runs, and what the instance and the host hold before and after
-    ResourceCleanupVerification,
-    /// A run that never gets ready, with an init_timeout
-    StuckInInitialization,
-    /// A run whose heartbeats stop, with a heartbeat_timeout
-    HeartbeatLost,
-    /// A command that exits and leaves daemons behind
-    Leftovers,
-    /// Processes outside of a run that are of it: asked for elsewhere, and moved where that is possible
-    Escapes,
-    /// SIGKILL of the client of a foreground run
-    ClientKilled,
-    /// SIGKILL of an instance (a private one, of its own) in the middle of a kill
-    DaemonKilled,
-    /// A launch and a kill by an instance (a private one, of its own) that cannot write to its state directory any more
-    FullStateDirectory,
-}
-
-// One paragraph each, which clap wraps.
-const SELFTEST: &str = "\
-Each scenario starts real processes, ends them in its way, and asks the kernel and not the instance what is left; a process \
-beside them must not be touched. What would harm an instance is done to a private one that selftest starts for it.
-
-With --json: an array with an object for each scenario, in the order in which they were tried: `scenario`, its name; `tried`, \
-what is done, and `observed`, what was seen, both for people; `not_tried`, an array with why something was left out; `verdict`, \
-which is `holds`, `fails` or `not_tried`; `duration_usec`.
-
-Exit status: 0 if none fails, 1 if one does. What could not be tried here is told and is no failure, unless --strict is given.";
-
-// Arguments of `selftest`. No documentation, as of all arguments: it would stand for that of the verb in its help and man page.
-#[derive(Debug, Args)]
-#[command(after_long_help = SELFTEST)]
-pub struct SelftestArgs {
-    /// The scenarios to try [default: all]
-    #[arg(value_name = "SCENARIO")]
-    pub scenarios: Vec<Scenario>,
-    /// Exit with 1 where something could not be tried, too
-    #[arg(long)]
-    pub strict: bool,
-}
-
-// Arguments of a workload of the scenarios.
-#[derive(Debug, Args)]
-pub struct WorkloadArgs {
-    /// What it does
-    pub kind: String,
-    /// Where it works
-    pub dir: PathBuf,
-}
-
 /// A limit in time, or none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TimeLimit(pub Option<Duration>);
@@ -240,6 +192,9 @@ pub struct RunArgs {
     /// A name for people
     #[arg(short, long, value_name = "TEXT")]
     pub name: Option<String>,
+    /// The longest time for which it waits where as many runs as may run at once do so, or off
+    #[arg(long, value_name = "TIME", value_parser = time_limit)]
+    pub queue_timeout: Option<TimeLimit>,
     /// The longest time in all: 90s, 30m, 1h30m, or off
     #[arg(long, value_name = "TIME", value_parser = time_limit)]
     pub max_runtime: Option<TimeLimit>,
@@ -301,14 +256,21 @@ pub struct RunArgs {
     /// In a PID namespace of its own, where no cgroup contains it
     #[arg(long)]
     pub isolate_pids: bool,
+    /// Remove locks of git that it leaves when it is killed, if they are proved to be its own and nobody's any more
+    #[arg(long)]
+    pub cleanup_git_locks: bool,
     /// Set a variable, or pass on one of this environment (repeatable)
     #[arg(short, long, value_name = "KEY[=VALUE]")]
     pub env: Vec<OsString>,
     /// The working directory
     #[arg(short = 'C', long, value_name = "DIR")]
     pub cwd: Option<PathBuf>,
-    /// The command and its arguments
-    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND", allow_hyphen_values = true)]
+    #[command(flatten)]
+    pub agent: AgentArgs,
+    #[command(flatten)]
+    pub executor: ExecutorArgs,
+    /// The command and its arguments; `claude` if there is none and an option for agents is given
+    #[arg(required_unless_present_any = executor::INSTEAD_OF_A_COMMAND, trailing_var_arg = true, value_name = "COMMAND", allow_hyphen_values = true)]
     pub command: Vec<OsString>,
 }
 
@@ -342,12 +304,33 @@ pub struct PsArgs {
     /// The finished ones too
     #[arg(short, long)]
     pub all: bool,
-    /// In this phase: starting, initializing, running, stopping, killing, finished
-    #[arg(long, value_name = "PHASE", value_parser = clap::builder::PossibleValuesParser::new(["starting", "initializing", "running", "stopping", "killing", "finished"]))]
+    /// In this phase: queued, starting, initializing, running, stopping, killing, finished
+    #[arg(long, value_name = "PHASE", value_parser = clap::builder::PossibleValuesParser::new(["queued", "starting", "initializing", "running", "stopping", "killing", "finished"]))]
     pub phase: Option<String>,
     /// Print the ids only
     #[arg(short, long)]
     pub quiet: bool,
+    #[command(flatten)]
+    pub filter: FilterArgs,
+}
+
+// One paragraph each, which clap wraps.
+const TOP: &str = "\
+Keys: Up, Down, PgUp, PgDn, Home and End select a run; Enter tells all about it; k kills it and K does so by force, both ask \
+for a reason and then whether that is so; f freezes or thaws it, e extends a limit, l shows its log; / filters, Esc takes the \
+filter back; s or > and < sort by another column, r the other way round; A lists everybody's runs; ? tells the keys; q or \
+Ctrl-C quits.
+
+The health is a symbol: ✗ critical, ! warning, ✓ healthy. DEADLINE is how much is over of the time after which a run is ended, \
+BEAT the time since its last heartbeat, CPU% what it uses of one core.";
+
+// Arguments of `top`.
+#[derive(Debug, Args)]
+#[command(after_long_help = TOP)]
+pub struct TopArgs {
+    /// The time from one reading to the next, at least 100ms
+    #[arg(short, long, value_name = "TIME", default_value = "1s", value_parser = delay)]
+    pub delay: Duration,
     #[command(flatten)]
     pub filter: FilterArgs,
 }
@@ -360,6 +343,41 @@ pub struct HistoryArgs {
     /// At most so many, newest first
     #[arg(short = 'n', long, value_name = "NUMBER", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub limit: u32,
+    /// Write CSV, with a heading: times in UTC and durations in microseconds, as in --json
+    #[arg(long, conflicts_with = "json")]
+    pub csv: bool,
+}
+
+// One paragraph each, which clap wraps.
+const STATS: &str = "\
+P50, P95, P99 and LONGEST are of the runs that exited by themselves, from start to end; CPU and MEMORY are of all runs, the 95th \
+percentile. KILLED are those that Guardian ended; `killed for` below counts what was left behind by others, too.
+
+A limit is suggested where 20 runs or more tell: max_runtime is the 99th percentile of the runs that exited by themselves and \
+half of it again, init_timeout three times that of the time until they were ready, memory_max that of the most memory and a \
+quarter of it again, each rounded up. Runs that a limit has ended do not tell how long they would have taken.
+
+Days are those of UTC. What retention has removed is not counted.";
+
+// Arguments of `stats`.
+#[derive(Debug, Args)]
+#[command(after_long_help = STATS)]
+pub struct StatsArgs {
+    /// Everybody's runs, which root sees in any case and others need the right to see
+    #[arg(short = 'A', long)]
+    pub all_users: bool,
+    /// Of this workflow
+    #[arg(short, long, value_name = "NAME", value_parser = workflow)]
+    pub workflow: Option<String>,
+    /// Of runs that ended within this time: 24h, 7d, 30d [default: all that are on record]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub since: Option<Duration>,
+    /// Day by day
+    #[arg(short, long)]
+    pub days: bool,
+    /// Write CSV, with a heading: durations in microseconds, memory in bytes
+    #[arg(long, conflicts_with = "json")]
+    pub csv: bool,
 }
 
 // Some runs.
@@ -435,29 +453,13 @@ pub struct ExtendArgs {
     /// The run, by id or the unique beginning of one
     #[arg(value_name = "RUN")]
     pub run: String,
-    /// The limit: init_timeout, max_runtime, heartbeat_timeout, idle_timeout, spin_timeout or input_timeout
+    /// The limit: queue_timeout, init_timeout, max_runtime, heartbeat_timeout, idle_timeout, spin_timeout, input_timeout,
+    /// turn_timeout or permission_timeout
     #[arg(value_name = "LIMIT", value_parser = clap::builder::PossibleValuesParser::new(Rule::TIMED.map(Rule::as_str)))]
     pub limit: String,
     /// How much longer
     #[arg(value_name = "TIME", value_parser = parse_duration)]
     pub by: Duration,
-}
-
-// Arguments of `heartbeat`.
-#[derive(Debug, Args)]
-pub struct HeartbeatArgs {
-    /// It is initialized
-    #[arg(long)]
-    pub ready: bool,
-    /// How it is, in a few words, which `guardian show` and `guardian ps` tell; the empty text takes them back
-    #[arg(long, value_name = "TEXT")]
-    pub status: Option<String>,
-    /// It needs at least this long from now: init_timeout (until it is ready) or max_runtime (afterwards) leave it that much
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
-    pub extend: Option<Duration>,
-    /// It is about to end, and sends no heartbeat any more
-    #[arg(long)]
-    pub stopping: bool,
 }
 
 // Arguments of `audit`.
@@ -496,6 +498,45 @@ pub enum ConfigVerb {
     Show,
 }
 
+// Arguments of `web`.
+#[derive(Debug, Args)]
+pub struct WebArgs {
+    /// The port, on 127.0.0.1 [default: a free one]
+    #[arg(short, long, value_name = "PORT", default_value_t = 0, hide_default_value = true)]
+    pub port: u16,
+}
+
+/// What to do with tokens.
+#[derive(Debug, Subcommand)]
+pub enum TokenVerb {
+    /// Make a token, and print it: once, what is kept of it is a hash
+    New {
+        /// What it allows: viewer (to read), operator (to end, extend, freeze and thaw runs, too) or starter (to
+        /// have commands executed, too)
+        #[arg(long, value_name = "ROLE")]
+        role: Role,
+        /// Whose it is, or what for: goes on record with what is done by it
+        name: String,
+    },
+    /// List tokens
+    List,
+    /// Revoke a token
+    Revoke {
+        /// Its name
+        name: String,
+    },
+}
+
+/// What to do with the channels of guardian-notify.
+#[derive(Debug, Subcommand)]
+pub enum NotifyVerb {
+    /// Send a message through each channel now, and say whether it was taken or why not
+    Test {
+        /// The channel [default: all of the configuration, which --config names; else the host's for root, and your own]
+        channel: Option<String>,
+    },
+}
+
 // Arguments of `instance`.
 #[derive(Debug, Args)]
 pub struct InstanceArgs {
@@ -510,6 +551,11 @@ fn workflow(text: &str) -> Result<String, String> {
 
 fn time_limit(text: &str) -> Result<TimeLimit, String> {
     if text == "off" { Ok(TimeLimit(None)) } else { parse_duration(text).map(|d| TimeLimit(Some(d))) }
+}
+
+fn delay(text: &str) -> Result<Duration, String> {
+    let delay = parse_duration(text)?;
+    if delay < Duration::from_millis(100) { Err("that is less than 100ms".to_owned()) } else { Ok(delay) }
 }
 
 fn size_limit(text: &str) -> Result<NumberLimit, String> {

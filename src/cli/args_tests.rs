@@ -79,3 +79,45 @@ fn audit_takes_a_run_or_verify() {
     assert!(matches!(audit(&["guardian", "audit", "verify"]).verb, Some(AuditVerb::Verify)));
     assert_eq!(audit(&["guardian", "audit", "run_1"]).run.as_deref(), Some("run_1"));
 }
+
+/// The words of a line of a shell script, up to a comment or to what else the shell is told.
+fn words(line: &str) -> Vec<String> {
+    let (mut words, mut word, mut quote) = (Vec::new(), String::new(), None);
+    for c in line.chars() {
+        match (c, quote) {
+            (_, Some(end)) if c == end => quote = None,
+            (_, Some(_)) => word.push(c),
+            ('"' | '\'', None) => quote = Some(c),
+            ('#' | '|' | ';' | '&' | '>' | '<', None) => break,
+            (' ', None) => words.extend((!word.is_empty()).then(|| std::mem::take(&mut word))),
+            _ => word.push(c),
+        }
+    }
+    words.extend((!word.is_empty()).then_some(word));
+    words
+}
+
+#[test]
+fn each_command_in_the_documents_is_one() {
+    let documents = [include_str!("../../README.md"), include_str!("../../packaging/doc/RECIPES.md")];
+    let mut checked = 0;
+    for document in documents {
+        let code = document.split("```").skip(1).step_by(2).filter(|block| !block.starts_with("text"));
+        for line in code.flat_map(str::lines) {
+            let padded = format!(" {line}").replace(['"', '\''], "\"").replace("\"guardian ", "\" guardian ");
+            let Some((before, command)) = padded.split_once(" guardian ") else { continue };
+            // In quotes it is the argument of something.
+            let is_quoted = before.matches('"').count() % 2 == 1;
+            let command = if is_quoted { command.split('"').next().unwrap_or_default() } else { command };
+            let words = [vec!["guardian".to_owned()], words(command)].concat();
+            if words.len() == 1 || words.iter().any(|word| word.contains(['…', '$'])) {
+                continue;
+            }
+            if let Err(e) = Cli::try_parse_from(&words) {
+                assert!(!e.use_stderr(), "{line}: {e}");
+            }
+            checked += 1;
+        }
+    }
+    assert!(checked > 30, "{checked}");
+}

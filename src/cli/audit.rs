@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use super::Done;
 use super::args::{AuditArgs, AuditVerb};
 use super::output::{Output, Tone, escape, local_time, note};
 use super::session::Session;
-use super::{Done, json};
 use crate::bus::client::Client;
+use crate::json;
 use crate::model::AuditRow;
 
 /// Rows in one call.

@@ -9,7 +9,7 @@ use super::output::{Output, escape, note};
 use super::session::Session;
 use super::{Done, runtime};
 use crate::config::{Config, ConfigErrors, load_for};
-use crate::model::Limits;
+use crate::model::{LimitUpdate, Limits};
 
 /// The exit status of a configuration that is wrong: a value that makes no sense.
 const WRONG: i32 = 2;
@@ -43,7 +43,9 @@ pub fn main(verb: &ConfigVerb, session: &Session, out: &Output) -> Done {
 fn shape(config: &Config) -> Value {
     let usec = |d: Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
     let limits = |l: &Limits| {
-        json!({
+        let mut shown = json!({
+            "max_running": l.max_running,
+            "queue_timeout_usec": l.queue_timeout.map(usec),
             "init_timeout_usec": l.init_timeout.map(usec),
             "max_runtime_usec": l.max_runtime.map(usec),
             "init_action": l.watch.init_action,
@@ -63,20 +65,39 @@ fn shape(config: &Config) -> Value {
             "tasks_max": l.resources.tasks_max,
             "cpu_max_percent": l.resources.cpu_max_percent,
             "isolate_pids": l.isolate_pids,
+            "cleanup": {"git_locks": l.cleanup.git_locks},
             "sandbox": l.sandbox,
             "credentials": l.credentials,
-        })
+        });
+        if let Some(map) = shown.as_object_mut() {
+            map.extend(crate::json::agent_limits(&l.watch.agent));
+        }
+        shown
     };
+    let executor = |name: &str| {
+        let update = LimitUpdate { executor: Some(name.to_owned()), ..LimitUpdate::default() };
+        config.executor_of(name, &update).ok()
+    };
+    let executors: serde_json::Map<_, _> =
+        config.executors.keys().map(|name| (name.clone(), json!(executor(name)))).collect();
+    let executor_of = |name: &String| config.workflows.get(name).and_then(|w| w.executor.as_ref());
+    let workflow_executors: serde_json::Map<_, _> = (config.workflows.keys())
+        .map(|name| (name.clone(), json!(executor_of(name).unwrap_or(&config.executor))))
+        .collect();
     let workflows: serde_json::Map<_, _> =
         config.workflows.keys().map(|name| (name.clone(), limits(&config.limits(name)))).collect();
     json!({
         "defaults": limits(&config.defaults),
         "workflows": workflows,
+        "executor": config.executor,
+        "workflow_executors": workflow_executors,
+        "executors": executors,
         "instance": {
             "sample_interval_usec": usec(config.instance.sample_interval),
             "idle_exit_usec": config.instance.idle_exit.map(usec),
             "log_max_bytes": config.instance.log_max_bytes,
             "max_runs": config.instance.max_runs,
+            "max_running": config.instance.max_running,
             "backend": config.instance.backend,
         },
         "retention": {

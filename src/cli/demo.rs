@@ -56,6 +56,7 @@ pub async fn main(session: &Session, out: &Output) -> Done {
     let mut runs = Vec::new();
     for act in acts() {
         let request = LaunchRequest {
+            reason: String::new(),
             reserved: None,
             workflow: Some("demo".into()),
             name: Some(act.name.into()),
@@ -64,6 +65,7 @@ pub async fn main(session: &Session, out: &Output) -> Done {
             cwd: b"/".to_vec(),
             limits: act.limits,
             uid: None,
+            prompt: None,
         };
         runs.push(client.start(&request).await?);
     }

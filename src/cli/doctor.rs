@@ -4,11 +4,12 @@ use std::io;
 
 use serde_json::{Value, json};
 
+use super::Done;
 use super::host::Host;
 use super::output::{Output, Tone, columns, escape, hint, local_time, wrapped};
 use super::session::Session;
-use super::{Done, json as shapes};
 use crate::bus::client::{Client, Description};
+use crate::json as shapes;
 use crate::model::{InstanceKind, Wall};
 
 /// The columns that the names of rows take.

@@ -18,6 +18,9 @@ pub fn sentences(view: &RunView) -> Vec<String> {
                 }
             }
         }
+        Some(Outcome::Killed { reason }) if view.started_at.is_none() && view.receipt.is_none() => {
+            told.push(format!("{id} was ended before its command was executed: {}", escape(&reason.to_string())));
+        }
         Some(Outcome::Killed { reason }) => told.push(format!("{id} was ended: {}", escape(&reason.to_string()))),
         Some(Outcome::Oom) => told.push(format!("{id} was ended by the kernel: it was out of memory")),
         Some(Outcome::Lost { why }) => {

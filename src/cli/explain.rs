@@ -1,9 +1,10 @@
 //! `explain`: what a run waits for.
 
+use super::Done;
 use super::output::{Output, Tone, escape, local_time};
 use super::session::Session;
-use super::{Done, json};
 use crate::bus::client::Client;
+use crate::json;
 
 /// Says it in a sentence, and then in detail.
 pub async fn main(run: &str, session: &Session, out: &Output) -> Done {

@@ -4,9 +4,10 @@ use serde_json::json;
 
 use super::Done;
 use super::args::ExtendArgs;
-use super::output::{Output, local_time, utc_time};
+use super::output::{Output, local_time};
 use super::session::Session;
 use crate::bus::client::Client;
+use crate::json::utc_time;
 
 /// Extends, and says when the timer will now end the run.
 pub async fn main(args: &ExtendArgs, session: &Session, out: &Output) -> Done {

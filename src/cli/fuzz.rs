@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use super::args::{Cli, ColorWhen};
 use super::logs::Screen;
 use super::output::{Output, clip, command_line, escape, inert, table, wrapped};
-use super::{ending, json as shapes, list, refused, show};
+use super::{csv, ending, list, refused, show};
+use crate::json as shapes;
 use crate::model::fuzz::{Target, texts};
 use crate::model::{Evidence, RunView, Wall, explain, is_unsafe};
 
@@ -38,6 +39,9 @@ fn terminal(data: &[u8]) {
         assert!(!one.chars().any(is_unsafe), "{one:?}");
     }
     assert!(clip(&line, 60).chars().count() <= 60);
+    // A cell of CSV is no formula either.
+    let cells = words.iter().map(|word| csv::text(word));
+    cells.for_each(|cell| assert!(!cell.chars().any(is_unsafe) && !cell.starts_with(['=', '+', '-', '@']), "{cell:?}"));
     let rows =
         words.iter().take(100).map(|word| [clip(&escape(word), 60), clip(&escape(word), 30)]).collect::<Vec<_>>();
     assert!(table(["ONE", "TWO"], rows.clone()).lines().count() <= 2 + 2 * rows.len());

@@ -2,26 +2,19 @@
 //! the instance has taken it in.
 
 use std::ffi::OsString;
-use std::io::{self, IoSlice};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::io;
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
-    connect, sendmsg, socket_with,
-};
-use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::net::SocketFlags;
 
 use super::Done;
 use super::args::HeartbeatArgs;
+use crate::executor::sender::Socket;
 use crate::launch::environment::RUN_ID;
 use crate::model::{Error, ErrorKind};
 
 /// How long the instance may take. A restart of it takes a second.
-const TAKEN: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
+const TAKEN: Duration = Duration::from_secs(10);
 
 /// Says it, and waits until it is taken in.
 pub fn main(args: &HeartbeatArgs) -> Done {
@@ -38,15 +31,12 @@ pub fn main(args: &HeartbeatArgs) -> Done {
         let at = socket.to_string_lossy();
         Error::new(ErrorKind::Unavailable, format!("the heartbeat was not sent: {at}: {e}"))
     };
-    let address = SocketAddrUnix::new(socket.as_os_str()).map_err(|e| failed(e.into()))?;
-    let to = socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None);
-    let to = to.map_err(|e| failed(e.into()))?;
-    connect(&to, &address).map_err(|e| failed(e.into()))?;
-    send(&to, message(args).as_bytes(), None).map_err(failed)?;
-    if barrier(&to).map_err(failed)? {
+    let to = Socket::to(&socket, SocketFlags::empty()).map_err(|e| failed(e.into()))?;
+    to.send(&message(args)).map_err(|e| failed(e.into()))?;
+    if to.barrier(TAKEN).map_err(|e| failed(e.into()))? {
         return Ok(0);
     }
-    let seconds = TAKEN.tv_sec;
+    let seconds = TAKEN.as_secs();
     Err(Error::new(
         ErrorKind::TimedOut,
         format!(
@@ -65,41 +55,16 @@ fn message(args: &HeartbeatArgs) -> String {
         lines.push(format!("STATUS={}", status.replace('\n', " ")));
     }
     let usec = |d: Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
+    lines.extend(args.progress.update().lines());
     lines.extend(args.extend.map(|by| format!("EXTEND_TIMEOUT_USEC={}", usec(by))));
     lines.push(if args.stopping { "STOPPING=1" } else { "WATCHDOG=1" }.to_owned());
     lines.join("\n")
 }
 
-fn send(to: &OwnedFd, message: &[u8], with: Option<&OwnedFd>) -> io::Result<()> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    let descriptors: Vec<_> = with.into_iter().map(AsFd::as_fd).collect();
-    if !descriptors.is_empty() {
-        ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
-    }
-    sendmsg(to, &[IoSlice::new(message)], &mut ancillary, SendFlags::NOSIGNAL)?;
-    Ok(())
-}
-
-/// Waits until everything sent so far is taken in: then the receiver closes its end of the pipe. False: not in time.
-fn barrier(to: &OwnedFd) -> io::Result<bool> {
-    let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC)?;
-    send(to, b"BARRIER=1", Some(&theirs))?;
-    drop(theirs);
-    let mut fds = [PollFd::new(&ours, PollFlags::empty())];
-    loop {
-        match poll(&mut fds, Some(&TAKEN)) {
-            Ok(0) => return Ok(false),
-            Ok(_) => return Ok(true),
-            Err(Errno::INTR) => {}
-            Err(e) => return Err(e.into()),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::args::agent::ProgressArgs;
 
     #[test]
     fn what_is_said_is_sd_notifys() {
@@ -108,9 +73,16 @@ mod tests {
             status: status.map(str::to_owned),
             extend,
             stopping,
+            ..HeartbeatArgs::default()
         };
         assert_eq!(message(&args(false, None, None, false)), "WATCHDOG=1");
         let all = args(true, Some("a\nREADY=0"), Some(Duration::from_secs(2)), true);
         assert_eq!(message(&all), "READY=1\nSTATUS=a READY=0\nEXTEND_TIMEOUT_USEC=2000000\nSTOPPING=1");
+        let tool = Some("Bash\nREADY=1".to_owned());
+        let progress = ProgressArgs { turn: Some(7), cost: Some(1_250_000), tool, ..ProgressArgs::default() };
+        let agent = HeartbeatArgs { progress, ..args(false, None, None, false) };
+        let expected =
+            "X_GUARDIAN_TURNS=7\nX_GUARDIAN_COST_MICRO_USD=1250000\nX_GUARDIAN_TOOL=Bash READY=1\nWATCHDOG=1";
+        assert_eq!(message(&agent), expected);
     }
 }

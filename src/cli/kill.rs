@@ -3,8 +3,9 @@
 use super::args::KillArgs;
 use super::output::{Output, escape, note};
 use super::session::Session;
-use super::{Done, json, show};
+use super::{Done, show};
 use crate::bus::client::Client;
+use crate::json;
 use crate::model::{Error, ErrorKind, KillAnswer, KillMode, Phase, RunView};
 
 /// Ends the runs, all at once, and waits for each unless told not to. The exit status is that of the first that failed.

@@ -32,6 +32,11 @@ pub async fn main(args: &LogsArgs, session: &Session) -> Done {
         return Err(Error::invalid(format!("{id} has no log: its output went where `guardian run` was called")).into());
     };
     let mut file = File::open(path).map_err(|e| {
+        if view.started_at.is_none() && e.kind() == io::ErrorKind::NotFound {
+            return Error::invalid(format!(
+                "{id} has no log: nothing of it was executed, and `guardian show {id}` says why"
+            ));
+        }
         Error::new(ErrorKind::Unavailable, format!("the log of {id} cannot be read: {}: {e}", path.display()))
     })?;
     let start = match args.lines {

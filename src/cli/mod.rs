@@ -1,12 +1,13 @@
 //! The command line: a file per verb, the definition in `args`, all output through `output`.
 //!
 //! Translates and calls; holds no rule. May touch the bus client, the model and the terminal; of the rest of the crate
-//! only the gate of a foreground launch, the configuration for `config`, and the instance's own entry.
+//! only the gate of a foreground launch, the configuration for `config`, the file of tokens, and the instance's own entry.
 
 mod args;
 mod audit;
 mod completions;
 mod config;
+mod csv;
 mod demo;
 mod doctor;
 mod ending;
@@ -18,23 +19,27 @@ pub(crate) mod fuzz;
 mod heartbeat;
 mod host;
 mod inherited;
-mod json;
 mod kill;
 mod launch;
 mod list;
 mod logs;
 mod marked;
+mod notify;
 mod output;
 mod run;
 mod samples;
 mod selftest;
 mod session;
 mod show;
+mod stats;
 mod terminal;
 #[cfg(test)]
 mod testing;
+mod token;
+mod top;
 mod wait;
 mod watch;
+mod web;
 
 use std::ffi::OsString;
 use std::io;
@@ -107,8 +112,10 @@ fn verb(cli: Cli, out: &Output) -> anyhow::Result<ExitCode> {
         Verb::Instance(args) => serve(args, session),
         Verb::Completions { shell } => completions::completions(shell),
         Verb::Man { dir } => completions::man(dir.as_deref()),
+        Verb::Notify(verb) => notify::main(&verb, &cli.global),
         Verb::Config(verb) => config::main(&verb, session, out),
         Verb::Ps(args) => runtime()?.block_on(list::ps(&args, session, out)),
+        Verb::Top(args) => runtime()?.block_on(top::main(&args, session, out)),
         Verb::Show(args) => runtime()?.block_on(show::main(&args, session, out)),
         Verb::Explain(args) => runtime()?.block_on(explain::main(&args.run, session, out)),
         Verb::Kill(args) => runtime()?.block_on(kill::main(&args, session, out)),
@@ -119,10 +126,14 @@ fn verb(cli: Cli, out: &Output) -> anyhow::Result<ExitCode> {
         Verb::Freeze(args) => runtime()?.block_on(freeze::main(&args.runs, true, session)),
         Verb::Thaw(args) => runtime()?.block_on(freeze::main(&args.runs, false, session)),
         Verb::History(args) => runtime()?.block_on(list::history(&args, session, out)),
+        Verb::Stats(args) => runtime()?.block_on(stats::main(&args, session, out)),
         Verb::Audit(args) => runtime()?.block_on(audit::main(&args, session, out)),
         Verb::Doctor => runtime()?.block_on(doctor::main(session, out)),
         Verb::Selftest(args) => runtime()?.block_on(selftest::main(&args, session, out)),
         Verb::SelftestWorkload(args) => selftest::workload(&args),
+        // The runtime has ended before it becomes another program.
+        Verb::Web(args) => runtime()?.block_on(web::ready(&args, session)).and_then(web::become_it),
+        Verb::Token(verb) => runtime()?.block_on(token::main(&verb, session, out)),
         Verb::Demo => runtime()?.block_on(demo::main(session, out)),
     };
     done.map(exit_code)

@@ -7,8 +7,9 @@ use comfy_table::Table;
 use serde_json::Value;
 
 use super::args::ColorWhen;
+pub use crate::json::inert;
 pub use crate::model::escape;
-use crate::model::{Health, Wall, escape_lines, is_unsafe};
+use crate::model::{Health, Wall, escape_lines};
 
 /// How output is written.
 #[derive(Debug, Clone, Copy)]
@@ -45,6 +46,11 @@ impl Output {
         Self { json, color }
     }
 
+    /// Whether there is colour.
+    pub fn color(&self) -> bool {
+        self.color
+    }
+
     /// The word in this tone.
     pub fn tone(&self, tone: Tone, text: impl Into<String>) -> String {
         let text = text.into();
@@ -77,20 +83,6 @@ impl Output {
     pub fn table<const N: usize>(&self, headings: [&str; N], rows: Vec<[String; N]>) -> io::Result<()> {
         writeln!(io::stdout().lock(), "{}", table(headings, rows))
     }
-}
-
-/// The same JSON with an escape for what serde_json leaves as it is and a terminal may take for a command: DEL, the control
-/// characters above U+007F, and what reorders text. All of them are in strings, so that the values are the same.
-pub fn inert(json: &str) -> String {
-    let mut safe = String::with_capacity(json.len());
-    for c in json.chars() {
-        match c {
-            '\n' => safe.push(c),
-            c if is_unsafe(c) => safe.push_str(&format!("\\u{:04x}", u32::from(c))),
-            c => safe.push(c),
-        }
-    }
-    safe
 }
 
 /// Rows under headings, aligned by spaces.
@@ -176,17 +168,9 @@ pub fn columns() -> Option<usize> {
 
 /// A time for people, in their time zone.
 pub fn local_time(at: Wall) -> String {
-    let Some(time) = timestamp(at) else { return format!("{} µs", at.0) };
+    let timestamp = i64::try_from(at.0).ok().and_then(|usec| jiff::Timestamp::from_microsecond(usec).ok());
+    let Some(time) = timestamp else { return format!("{} µs", at.0) };
     time.to_zoned_datetime(jiff::tz::TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string()
-}
-
-/// A time for programs: RFC 3339 in UTC.
-pub fn utc_time(at: Wall) -> String {
-    timestamp(at).map_or_else(|| at.0.to_string(), |t| t.to_string())
-}
-
-fn timestamp(at: Wall) -> Option<jiff::Timestamp> {
-    jiff::Timestamp::from_microsecond(i64::try_from(at.0).ok()?).ok()
 }
 
 /// A size for people.
@@ -204,6 +188,7 @@ pub fn human_size(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::is_unsafe;
 
     #[test]
     fn a_list_of_mistakes_is_a_line_each_and_none_can_pass_for_a_message() {
@@ -244,8 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_and_times_are_short() {
+    fn sizes_are_short() {
         assert_eq!([512, 1536, 1 << 30, 300 << 20].map(human_size), ["512B", "1.5K", "1.0G", "300M"]);
-        assert_eq!(utc_time(Wall(1_700_000_000_000_000)), "2023-11-14T22:13:20Z");
     }
 }

@@ -27,6 +27,12 @@ use crate::model::{Error, ErrorKind, ExitStatus, LaunchRequest, Outcome, Reserve
 /// not keep us from hearing ^C; how it ends tells whether it was executed.
 const EXEC_WAIT: Duration = Duration::from_secs(1);
 
+/// How long a command may take to be contained before it is said that it is queued.
+const QUEUE_NOTE: Duration = Duration::from_millis(300);
+
+/// How long a run that was not contained may take to be over.
+const END: Duration = Duration::from_secs(5);
+
 /// How often a detached run is launched whose instance dies before it has begun it.
 const LAUNCHES: u32 = 3;
 
@@ -45,6 +51,11 @@ pub fn main(args: &RunArgs, session: &Session, out: &Output) -> ExitCode {
 }
 
 fn run(args: &RunArgs, session: &Session, out: &Output) -> Result<i32, Error> {
+    let prompt = match &args.executor.prompt_file {
+        Some(file) if args.detach => Some(launch::prompt(file)?),
+        Some(file) => launch::prompt_as_input(file).map(|()| None)?,
+        None => None,
+    };
     if let Some(cwd) = &args.cwd {
         std::env::set_current_dir(cwd)
             .map_err(|e| Error::invalid(format!("cannot change to the directory {}: {e}", cwd.display())))?;
@@ -52,7 +63,7 @@ fn run(args: &RunArgs, session: &Session, out: &Output) -> Result<i32, Error> {
     let request = launch::request(args)?;
     let env = launch::environment(args)?;
     if args.detach {
-        let run = runtime()?.block_on(detached(session, LaunchRequest { env, ..request }))?;
+        let run = runtime()?.block_on(detached(session, LaunchRequest { env, prompt, ..request }))?;
         out.line(run.to_string()).map_err(|e| Error::internal(e.to_string()))?;
         return Ok(0);
     }
@@ -152,6 +163,19 @@ async fn detached(session: &Session, mut request: LaunchRequest) -> Result<RunId
     Err(last.unwrap_or_else(|| Error::internal("nothing was launched")))
 }
 
+/// What came of having the command contained.
+enum Attached {
+    /// It is contained, and so many of its notices were told.
+    Live(Client, RunId, Child, usize),
+    /// It was ended while it was queued.
+    GivenUp(Box<RunView>),
+}
+
+/// Whether a run was ended while it was queued.
+fn was_given_up(view: &RunView) -> bool {
+    matches!(view.outcome, Some(Outcome::Killed { .. })) && view.started_at.is_none() && view.receipt.is_none()
+}
+
 /// Contains, executes and watches the command.
 async fn foreground(
     session: &Session,
@@ -161,16 +185,37 @@ async fn foreground(
     terminal: Option<&Terminal>,
 ) -> Result<Came, Error> {
     let attach = async {
-        let (client, reserved, container) = reserve(session, &request).await?;
-        let run = reserved.run;
-        let child = Child::start(&request, env, &reserved, container)?;
-        let request = LaunchRequest { reserved: Some(run), ..request };
-        client.attach(&request, child.pidfd()).await?;
-        let told = tell_limits(&client, &reserved).await.unwrap_or(0);
-        Ok::<_, Error>((client, run, child, told))
+        let mut lost = 0;
+        loop {
+            let (client, reserved, container) = reserve(session, &request).await?;
+            let run = reserved.run;
+            let child = Child::start(&request, env.clone(), &reserved, container)?;
+            match wait_for_turn(&client, &LaunchRequest { reserved: Some(run), ..request.clone() }, &child).await {
+                (Ok(()), _) => {
+                    let told = tell_limits(&client, &reserved).await.unwrap_or(0);
+                    return Ok::<_, Error>(Attached::Live(client, run, child, told));
+                }
+                // Ended while it was queued: that is how it ended, and no failure of ours.
+                (Err(e), _) if e.kind == ErrorKind::LaunchFailed => {
+                    match client.wait(&run.to_string(), Some(END)).await {
+                        Ok(view) if was_given_up(&view) => return Ok(Attached::GivenUp(Box::new(view))),
+                        _ => return Err(e),
+                    }
+                }
+                // The gate closes. Nothing was executed, and it stands at the end of the next instance's queue.
+                (Err(e), true) if e.kind == ErrorKind::Unavailable && lost < LAUNCHES => lost += 1,
+                (Err(e), _) => return Err(e),
+            }
+        }
     };
     let (client, run, mut child, told) = tokio::select! {
-        attached = attach => attached?,
+        attached = attach => match attached? {
+            Attached::Live(client, run, child, told) => (client, run, child, told),
+            Attached::GivenUp(view) => {
+                let (run, told) = (Some(view.spec.id), view.notices.len());
+                return Ok(Came { run, executed: Ok(()), ended: Ended::Over(view), told });
+            }
+        },
         // An instance that does not answer must not hold up ^C. The gate closes; an attached run ends with its process.
         signal = signals.first() => {
             return Ok(Came { run: None, executed: Ok(()), ended: Ended::BeforeItBegan(signal?), told: 0 });
@@ -182,6 +227,26 @@ async fn foreground(
         tell_of_escapees(run);
     }
     Ok(Came { run: Some(run), executed, ended, told })
+}
+
+/// Has the command contained, and waits for its turn where as many runs as may run at once do so. Whether it had to wait is
+/// given too.
+async fn wait_for_turn(client: &Client, request: &LaunchRequest, child: &Child) -> (Result<(), Error>, bool) {
+    let attach = client.attach(request, child.pidfd());
+    tokio::pin!(attach);
+    tokio::select! {
+        attached = &mut attach => return (attached.map(drop), false),
+        () = tokio::time::sleep(QUEUE_NOTE) => {}
+    }
+    let run = request.reserved.map(|run| run.to_string()).unwrap_or_default();
+    let is_queued = match client.show(&run).await {
+        Ok(RunView { queued: Some(queued), .. }) => {
+            note(format!("{run} is queued: {}", escape(&queued.why)));
+            true
+        }
+        _ => false,
+    };
+    (attach.await.map(drop), is_queued)
 }
 
 /// Reaps what was orphaned and killed. The cgroup is empty a moment before its last processes are zombies; children that
@@ -206,7 +271,7 @@ fn tell_of_escapees(run: RunId) {
 
 /// Connects and reserves the run. An idle instance may exit just then: the next one is asked.
 async fn reserve(session: &Session, request: &LaunchRequest) -> Result<(Client, Reserved, Option<OwnedFd>), Error> {
-    let request = LaunchRequest { env: Vec::new(), reserved: None, ..request.clone() };
+    let request = LaunchRequest { env: Vec::new(), reserved: None, prompt: None, ..request.clone() };
     let reserve = async |client: Client| {
         let reserved = client.reserve(&request).await;
         reserved.map(|(reserved, container)| (client, reserved, container))

@@ -1,5 +1,6 @@
 //! Finding the instance, and starting the private one where nobody answers.
 
+use std::ffi::OsString;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -80,6 +81,23 @@ impl Session {
     /// The backend that was insisted on.
     pub fn backend(&self) -> Option<Containment> {
         self.backend
+    }
+
+    /// The options by which another process asks the same instance.
+    pub fn options(&self) -> Vec<OsString> {
+        let kind = match self.wanted {
+            None => return Vec::new(),
+            Some(kind) if kind != InstanceKind::Private => return vec![format!("--{kind}").into()],
+            Some(_) => "--private".into(),
+        };
+        let mut options = vec![kind, "--state-dir".into(), self.state_dir.clone().into()];
+        if let Some(config) = &self.config {
+            options.extend(["--config".into(), config.clone().into()]);
+        }
+        if let Some(backend) = self.backend {
+            options.extend(["--backend".into(), backend.as_str().into()]);
+        }
+        options
     }
 
     /// The instance's socket.
@@ -296,9 +314,16 @@ fn status(kind: InstanceKind) -> &'static str {
     }
 }
 
+/// Whether it was said why another instance stands in.
+static SAID: AtomicBool = AtomicBool::new(false);
+
+/// Says no such thing from now on: who has the screen tells which instance it shows.
+pub fn hold_notes() {
+    SAID.store(true, Ordering::Relaxed);
+}
+
 /// Another instance stands in, with other rights and other runs: once in a process it is said why.
 fn warn_once(kind: InstanceKind, why: &str) {
-    static SAID: AtomicBool = AtomicBool::new(false);
     if !SAID.swap(true, Ordering::Relaxed) {
         note(format!("the {kind} instance does not start ({}), so another is used", escape(why)));
         hint(format!("`{}` tells more; --private or {INSTANCE}=private does without it", status(kind)));

@@ -5,10 +5,12 @@ use std::time::Duration;
 use super::args::ShowArgs;
 use super::output::{Output, Tone, command_line, escape, health_tone, human_size, local_time};
 use super::session::Session;
-use super::{Done, json, list, samples};
+use super::{Done, list, samples};
 use crate::bus::client::Client;
+use crate::json;
 use crate::model::{
-    Action, ContainerId, Heartbeats, Phase, ProcessSeen, Receipt, Refused, Rule, RunView, Wall, human_duration,
+    Action, ContainerId, Dollars, Heartbeats, KillReason, LOCAL, Phase, ProcessSeen, Progress, Receipt, Refused, Rule,
+    RunView, Wall, human_duration,
 };
 
 /// Shows runs, each read anew, live ones with their processes.
@@ -56,12 +58,18 @@ pub fn lines(view: &RunView, processes: &[ProcessSeen], out: &Output) -> Vec<Str
     let name = spec.name.as_ref().map(|n| format!(" ({})", escape(n))).unwrap_or_default();
     row("run", format!("{}{name}", spec.id));
     row("workflow", escape(&spec.workflow));
+    if spec.executor != LOCAL {
+        row("executor", escape(&spec.executor));
+    }
     row("command", command_line(&spec.command));
     row("directory", escape(&spec.cwd));
     row("user", format!("{} ({})", escape(&spec.user), spec.uid));
     let frozen = if view.frozen { ", frozen" } else { "" };
     let outcome = view.outcome.as_ref().map(|o| format!(", {}", escape(&o.to_string()))).unwrap_or_default();
     row("phase", format!("{}{frozen}{outcome}", view.phase));
+    if let Some(queued) = &view.queued {
+        row("queue", escape(&format!("{}: {}", queued.describe(&spec.workflow), queued.why)));
+    }
     row("health", out.tone(health_tone(view.health), view.health.as_str()));
     for reason in &view.reasons {
         row("", escape(&reason.text));
@@ -73,6 +81,9 @@ pub fn lines(view: &RunView, processes: &[ProcessSeen], out: &Output) -> Vec<Str
         }
     }
     let limits = &spec.limits;
+    if let Some(limit) = limits.queue_timeout.filter(|_| view.started_at.is_none()) {
+        row(Rule::QueueTimeout.as_str(), human_duration(limit));
+    }
     for rule in Rule::TIMED {
         let Some((action, limit)) = limits.rule(rule) else { continue };
         let deadline = view.deadlines.iter().find(|(of, _)| *of == rule);
@@ -80,6 +91,11 @@ pub fn lines(view: &RunView, processes: &[ProcessSeen], out: &Output) -> Vec<Str
         let ends = deadline.map(|(_, at)| format!(", {then} at {}", local_time(*at))).unwrap_or_default();
         let limit = limit.filter(|_| action != Action::Off);
         row(rule.as_str(), limit.map_or_else(off, |limit| format!("{}, {action}{ends}", human_duration(limit))));
+    }
+    for rule in Rule::COUNTED {
+        if let (Some(most), Some((action, _))) = (limits.most(rule), limits.rule(rule)) {
+            row(rule.as_str(), format!("{}, {action}", amount(rule, most)));
+        }
     }
     row(Rule::Escapees.as_str(), limits.watch.escapees.to_string());
     for escapee in &view.escapees {
@@ -94,6 +110,10 @@ pub fn lines(view: &RunView, processes: &[ProcessSeen], out: &Output) -> Vec<Str
     row("tasks_max", limits.resources.tasks_max.map_or_else(off, |n| n.to_string()));
     row("cpu_max", limits.resources.cpu_max_percent.map_or_else(off, |p| format!("{p} %")));
     heartbeats(&view.heartbeats).into_iter().for_each(|(name, text)| row(name, text));
+    view.progress.iter().flat_map(progress).for_each(|(name, text)| row(name, text));
+    if limits.cleanup.git_locks {
+        row("cleanup.git_locks", "yes: those that are proved to be its own".to_owned());
+    }
     row("containment", contained_by(view));
     if limits.isolate_pids {
         row("isolate_pids", "yes".to_owned());
@@ -152,6 +172,34 @@ fn heartbeats(said: &Heartbeats) -> Vec<(&'static str, String)> {
     rows
 }
 
+/// What a rule allows that counts something.
+pub fn amount(rule: Rule, most: u64) -> String {
+    if rule == Rule::MaxCost { Dollars(most).to_string() } else { most.to_string() }
+}
+
+/// How far an agent has come.
+fn progress(p: &Progress) -> Vec<(&'static str, String)> {
+    let text = |text: &Option<String>| text.as_deref().map(escape);
+    let turn = p.turn().map(|turn| turn.trim_start_matches("turn ").to_owned());
+    let repeats = p.repeated.as_ref().map(|what| format!("{} times in a row: {}", p.repeats, escape(what)));
+    let result = p.result.as_ref().map(|r| {
+        let colon = if r.text.is_empty() { "" } else { ": " };
+        format!("{}{colon}{}", if r.success { "success" } else { "error" }, escape(&r.text))
+    });
+    let rows = [
+        ("session", text(&p.session)),
+        ("model", text(&p.model)),
+        ("turn", turn),
+        ("tokens", (p.tokens > 0).then(|| p.tokens.to_string())),
+        ("cost", p.cost_micro_usd.map(|cost| Dollars(cost).to_string())),
+        ("last tool", text(&p.tool)),
+        ("repeats", repeats),
+        ("waits for", text(&p.waiting)),
+        ("result", result),
+    ];
+    rows.into_iter().filter_map(|(name, text)| Some((name, text?))).collect()
+}
+
 fn contained_by(view: &RunView) -> String {
     let holder = match &view.container {
         Some(ContainerId::Cgroup(cgroup)) => format!(" {}", escape(&cgroup.path.to_string_lossy())),
@@ -195,6 +243,9 @@ pub fn receipt_lines(receipt: &Receipt) -> Vec<String> {
     if !seen.is_empty() {
         lines.push(format!("{} there: {}", receipt.processes_total, seen.join(", ")));
     }
+    let left_behind = receipt.reason == KillReason::Leftovers;
+    let left = receipt.remains.iter().flat_map(|remains| remains.lines(left_behind));
+    lines.extend(left.map(|line| escape(&line)));
     lines.extend(receipt.escapees.iter().map(|e| format!("escapee: {}", escape(&e.to_string()))));
     if !receipt.explanation.is_empty() {
         lines.push(format!("explanation: {}", escape(&receipt.explanation)));

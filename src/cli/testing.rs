@@ -10,6 +10,7 @@ pub fn finished(outcome: Outcome) -> RunView {
         spec: RunSpec {
             id: RunId::from_bytes([0, 0, 0, 0, 0, 1]),
             workflow: "default".into(),
+            executor: "local".into(),
             name: None,
             command: vec!["sh".into()],
             cwd: "/".into(),
@@ -19,6 +20,8 @@ pub fn finished(outcome: Outcome) -> RunView {
             client: None,
             containment: Containment::Cgroupfs,
             limits: Limits {
+                max_running: None,
+                queue_timeout: None,
                 init_timeout: None,
                 max_runtime: None,
                 watch: Watch::default(),
@@ -26,6 +29,7 @@ pub fn finished(outcome: Outcome) -> RunView {
                 readiness: Readiness::Output,
                 resources: Resources::default(),
                 isolate_pids: false,
+                cleanup: crate::model::Cleanup::default(),
                 sandbox: crate::model::Sandbox::default(),
                 credentials: Vec::new(),
             },
@@ -43,8 +47,10 @@ pub fn finished(outcome: Outcome) -> RunView {
         deadlines: vec![],
         outcome: Some(outcome),
         receipt: None,
+        queued: None,
         usage: Usage::default(),
         heartbeats: Default::default(),
+        progress: None,
         escapees: vec![],
         notices: vec![],
     }
@@ -52,7 +58,7 @@ pub fn finished(outcome: Outcome) -> RunView {
 
 /// A run that was ended by `max_runtime`.
 pub fn killed() -> RunView {
-    let reason = KillReason::Limit { rule: Rule::MaxRuntime, allowed: Duration::from_secs(3) };
+    let reason = KillReason::over(Rule::MaxRuntime, Duration::from_secs(3));
     let mut view = finished(Outcome::Killed { reason: reason.clone() });
     view.receipt = Some(Receipt {
         run: view.spec.id,
@@ -71,6 +77,7 @@ pub fn killed() -> RunView {
         processes_total: 2,
         growth: None,
         escapees: vec![],
+        remains: None,
         explanation: String::new(),
     });
     view

@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 use super::args::WaitArgs;
 use super::output::{Output, note};
 use super::session::Session;
-use super::{Done, ending, json};
+use super::{Done, ending};
 use crate::bus::client::Client;
+use crate::json;
 use crate::model::{Error, ErrorKind, RunView};
 
 /// How often in a row the next instance is asked. Each starts in some milliseconds and takes the run up.

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::keys::{INSTANCE, Keys, LIMITS, RETENTION, TABLES, kind, suggest};
+use super::executors::Doubts;
+use super::keys::{EXECUTOR, INSTANCE, Keys, LIMITS, RETENTION, TABLES, kind, suggest};
 use super::values::{check_workflow, shown};
 use super::{BUILT_IN, Config, ConfigErrors, Problem};
 use crate::model::LimitUpdate;
@@ -30,14 +31,16 @@ impl Config {
     ) -> Result<Self, ConfigErrors> {
         let mut config = Config::blank();
         let mut problems = Vec::new();
-        Layer { file: Path::new("built-in config.toml"), text: BUILT_IN, config: &mut config, problems: &mut problems }
-            .apply();
-        for (file, text) in layers {
+        let mut doubts = Doubts::default();
+        let built_in = Path::new("built-in config.toml");
+        for (file, text) in std::iter::once((built_in, Ok(BUILT_IN.to_owned()))).chain(layers) {
+            let (config, problems, doubts) = (&mut config, &mut problems, &mut doubts);
             match text {
-                Ok(text) => Layer { file, text: &text, config: &mut config, problems: &mut problems }.apply(),
+                Ok(text) => Layer { file, text: &text, config, problems, doubts }.apply(),
                 Err(problem) => problems.push(problem),
             }
         }
+        problems.extend(doubts.settled(&config));
         if problems.is_empty() { Ok(config) } else { Err(ConfigErrors(problems)) }
     }
 }
@@ -68,6 +71,8 @@ struct Layer<'a> {
     text: &'a str,
     config: &'a mut Config,
     problems: &'a mut Vec<Problem>,
+    /// What only all files together can tell.
+    doubts: &'a mut Doubts,
 }
 
 impl Layer<'_> {
@@ -82,10 +87,15 @@ impl Layer<'_> {
             let (at, name) = (name.span().start, name.get_ref().as_ref());
             match name {
                 "workflow" => self.workflows(at, value),
+                "executor" => self.executors(at, value),
                 "defaults" => {
                     let mut update = LimitUpdate::default();
                     self.table(at, name, value, LIMITS, &mut update);
                     self.config.defaults = self.config.defaults.clone().with(&update);
+                    self.names_executor(name, value);
+                    if let Some(executor) = update.executor {
+                        self.config.executor = executor;
+                    }
                 }
                 "instance" | "retention" => {
                     let keys = if name == "instance" { INSTANCE } else { RETENTION };
@@ -122,6 +132,38 @@ impl Layer<'_> {
             let mut update = self.config.workflows.get(name).cloned().unwrap_or_default();
             self.table(at, &path, value, LIMITS, &mut update);
             self.config.workflows.insert(name.to_owned(), update);
+            self.names_executor(&path, value);
+        }
+    }
+
+    fn executors(&mut self, at: usize, value: &Spanned<DeValue<'_>>) {
+        let DeValue::Table(table) = value.get_ref() else {
+            let what = kind(value.get_ref());
+            return self.refuse(at, Some("executor".to_owned()), format!("is {what}: write [executor.NAME]"));
+        };
+        for (name, value) in table {
+            let (at, name) = (name.span().start, name.get_ref().as_ref());
+            let path = format!("executor.{}", shown(name));
+            if let Err(why) = super::executors::check_name(name) {
+                self.refuse(at, Some(path), why);
+                continue;
+            }
+            let mut executor = self.config.executors.get(name).cloned().unwrap_or_default();
+            self.table(at, &path, value, EXECUTOR, &mut executor);
+            self.config.executors.insert(name.to_owned(), executor);
+            self.doubts.defined(name, Problem::at(self.file, self.text, at, Some(path), String::new()));
+        }
+    }
+
+    /// A table that names an executor, which may be defined in a later file.
+    fn names_executor(&mut self, path: &str, value: &Spanned<DeValue<'_>>) {
+        let named = value.get_ref().as_table().and_then(|table| table.get("executor"));
+        if let Some(named) = named
+            && let Some(name) = named.get_ref().as_str()
+        {
+            let key = Some(format!("{path}.executor"));
+            let problem = Problem::at(self.file, self.text, named.span().start, key, String::new());
+            self.doubts.named(name, problem);
         }
     }
 

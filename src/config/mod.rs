@@ -11,8 +11,10 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::model::{Containment, LimitUpdate, Limits, Readiness, Resources, Retention, Sandbox, Watch};
+use crate::executor::LOCAL;
+use crate::model::{Cleanup, Containment, LimitUpdate, Limits, Readiness, Resources, Retention, Sandbox, Watch};
 
+mod executors;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzz;
 mod keys;
@@ -24,11 +26,13 @@ mod sources;
 mod tests;
 mod values;
 
+pub use executors::{ExecutorTable, Progress};
+pub use keys::{kind, suggest};
 pub use problem::{ConfigErrors, Problem};
 pub use sources::{Origin, load_for, user_config_home};
 pub use values::{
-    check_workflow, parse_count_or_off, parse_duration_or_off, parse_percent, parse_percent_or_off, parse_size,
-    parse_size_or_off,
+    check_workflow, parse_cost, parse_cost_or_off, parse_count_or_off, parse_duration_or_off, parse_number_or_off,
+    parse_percent, parse_percent_or_off, parse_repeats_or_off, parse_size, parse_size_or_off,
 };
 
 /// The documented defaults, which every configuration starts from.
@@ -41,6 +45,10 @@ pub struct Config {
     pub defaults: Limits,
     /// What workflows change of it.
     pub workflows: BTreeMap<String, LimitUpdate>,
+    /// How runs are executed whose workflow says nothing else: the name of an executor.
+    pub executor: String,
+    /// Executors, by name.
+    pub executors: BTreeMap<String, ExecutorTable>,
     /// The instance's own settings.
     pub instance: InstanceSettings,
     /// What the store keeps.
@@ -58,8 +66,10 @@ pub struct InstanceSettings {
     pub idle_exit: Option<Duration>,
     /// What is kept of the output of a detached run.
     pub log_max_bytes: u64,
-    /// How many runs may be live at once.
+    /// How many runs may be live at once, those that are queued among them.
     pub max_runs: usize,
+    /// How many of them may run at once; the others wait for their turn.
+    pub max_running: Option<u64>,
     /// The backend that is insisted on; none: the strongest that can be had.
     pub backend: Option<Containment>,
 }
@@ -82,6 +92,8 @@ impl Config {
     fn blank() -> Self {
         Self {
             defaults: Limits {
+                max_running: None,
+                queue_timeout: None,
                 init_timeout: None,
                 max_runtime: None,
                 watch: Watch::default(),
@@ -89,15 +101,19 @@ impl Config {
                 readiness: Readiness::default(),
                 resources: Resources::default(),
                 isolate_pids: false,
+                cleanup: Cleanup::default(),
                 sandbox: Sandbox::default(),
                 credentials: Vec::new(),
             },
             workflows: BTreeMap::new(),
+            executor: LOCAL.to_owned(),
+            executors: BTreeMap::new(),
             instance: InstanceSettings {
                 sample_interval: Duration::ZERO,
                 idle_exit: None,
                 log_max_bytes: 0,
                 max_runs: 0,
+                max_running: None,
                 backend: None,
             },
             retention: Retention { max_age: None, max_bytes: None },

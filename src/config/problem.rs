@@ -18,7 +18,7 @@ pub struct Problem {
 
 impl Problem {
     /// A mistake at a byte of the text.
-    pub(super) fn at(file: &Path, text: &str, offset: usize, key: Option<String>, message: String) -> Self {
+    pub fn at(file: &Path, text: &str, offset: usize, key: Option<String>, message: String) -> Self {
         let before = text.get(..offset).unwrap_or(text);
         let line = before.matches('\n').count() + 1;
         let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
@@ -26,7 +26,7 @@ impl Problem {
     }
 
     /// A file as a whole.
-    pub(super) fn whole(file: &Path, message: String) -> Self {
+    pub fn whole(file: &Path, message: String) -> Self {
         Self { file: file.to_owned(), place: None, key: None, message }
     }
 }

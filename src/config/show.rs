@@ -4,11 +4,13 @@ use std::fmt::{self, Display, Formatter};
 use std::time::Duration;
 
 use super::Config;
-use crate::model::{Action, Containment, Credential, LimitUpdate, Limits};
+use crate::model::{Action, AgentWatchUpdate, Containment, Credential, Dollars, LimitUpdate, Limits};
 
 impl Display for Config {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let Limits {
+            max_running,
+            queue_timeout,
             init_timeout,
             max_runtime,
             watch,
@@ -16,10 +18,13 @@ impl Display for Config {
             readiness,
             resources,
             isolate_pids,
+            cleanup,
             sandbox,
             credentials,
         } = &self.defaults;
         let defaults = LimitUpdate {
+            max_running: Some(*max_running),
+            queue_timeout: Some(*queue_timeout),
             init_timeout: Some(*init_timeout),
             max_runtime: Some(*max_runtime),
             watch: (*watch).into(),
@@ -29,13 +34,18 @@ impl Display for Config {
             tasks_max: Some(resources.tasks_max),
             cpu_max_percent: Some(resources.cpu_max_percent),
             isolate_pids: Some(*isolate_pids),
+            cleanup_git_locks: Some(cleanup.git_locks),
             sandbox: Some(*sandbox),
             credentials: Some(credentials.clone()),
+            executor: Some(self.executor.clone()),
         };
         section(f, "defaults", &defaults)?;
         for (name, update) in &self.workflows {
             writeln!(f)?;
             section(f, &format!("workflow.{}", key(name)), update)?;
+        }
+        for (name, executor) in &self.executors {
+            writeln!(f, "\n[executor.{}]\n{executor}", key(name))?;
         }
         let instance = &self.instance;
         writeln!(f, "\n[instance]")?;
@@ -43,6 +53,7 @@ impl Display for Config {
         writeln!(f, "idle_exit = {}", or_off(instance.idle_exit.map(duration)))?;
         writeln!(f, "log_max = {}", size(instance.log_max_bytes))?;
         writeln!(f, "max_runs = {}", instance.max_runs)?;
+        writeln!(f, "max_running = {}", or_off(instance.max_running.map(|n| n.to_string())))?;
         writeln!(f, "backend = \"{}\"", instance.backend.map_or("auto", Containment::as_str))?;
         let cgroup = self.cgroup.as_ref().map_or_else(|| "auto".into(), |path| path.to_string_lossy());
         writeln!(f, "cgroup = {}", toml::Value::from(cgroup.as_ref()))?;
@@ -55,6 +66,8 @@ impl Display for Config {
 fn section(f: &mut Formatter<'_>, name: &str, limits: &LimitUpdate) -> fmt::Result {
     writeln!(f, "[{name}]")?;
     let mut put = |key: &str, value: Option<String>| value.map_or(Ok(()), |value| writeln!(f, "{key} = {value}"));
+    put("max_running", limits.max_running.map(|n| or_off(n.map(|n| n.to_string()))))?;
+    put("queue_timeout", limits.queue_timeout.map(|t| or_off(t.map(duration))))?;
     put("init_timeout", limits.init_timeout.map(|t| or_off(t.map(duration))))?;
     put("max_runtime", limits.max_runtime.map(|t| or_off(t.map(duration))))?;
     let (watch, action) = (&limits.watch, |action: Option<Action>| action.map(|a| format!("\"{a}\"")));
@@ -68,6 +81,7 @@ fn section(f: &mut Formatter<'_>, name: &str, limits: &LimitUpdate) -> fmt::Resu
     put("spin_action", action(watch.spin_action))?;
     put("input_timeout", watch.input_timeout.map(|t| or_off(t.map(duration))))?;
     put("input_action", action(watch.input_action))?;
+    agent(&watch.agent, &mut put)?;
     put("escapees", action(watch.escapees))?;
     put("pressure_max", watch.pressure_max_percent.map(|p| or_off(p.map(|p| format!("\"{p}%\"")))))?;
     put("dry_run", watch.dry_run.map(|dry| dry.to_string()))?;
@@ -77,12 +91,33 @@ fn section(f: &mut Formatter<'_>, name: &str, limits: &LimitUpdate) -> fmt::Resu
     put("tasks_max", limits.tasks_max.map(|t| or_off(t.map(|t| t.to_string()))))?;
     put("cpu_max", limits.cpu_max_percent.map(|c| or_off(c.map(|c| format!("\"{c}%\"")))))?;
     put("isolate_pids", limits.isolate_pids.map(|isolate| isolate.to_string()))?;
+    put("cleanup.git_locks", limits.cleanup_git_locks.map(|removes| removes.to_string()))?;
     put("sandbox", limits.sandbox.map(|s| format!("\"{}\"", s.as_str())))?;
     let entry = |c: &Credential| toml::Value::from(format!("{}:{}", c.name, c.path)).to_string();
     put(
         "credentials",
         limits.credentials.as_ref().map(|all| format!("[{}]", all.iter().map(entry).collect::<Vec<_>>().join(", "))),
-    )
+    )?;
+    put("executor", limits.executor.as_ref().map(|name| toml::Value::from(name.as_str()).to_string()))
+}
+
+/// The keys of an agent.
+fn agent(agent: &AgentWatchUpdate, put: &mut impl FnMut(&str, Option<String>) -> fmt::Result) -> fmt::Result {
+    let action = |action: Option<Action>| action.map(|a| format!("\"{a}\""));
+    let number = |n: Option<Option<u64>>| n.map(|n| or_off(n.map(|n| n.to_string())));
+    let cost = |n: Option<Option<u64>>| n.map(|n| or_off(n.map(|n| format!("\"{}\"", Dollars(n).exact()))));
+    put("turn_timeout", agent.turn_timeout.map(|t| or_off(t.map(duration))))?;
+    put("turn_action", action(agent.turn_action))?;
+    put("loop_max", number(agent.loop_max))?;
+    put("loop_action", action(agent.loop_action))?;
+    put("max_turns", number(agent.max_turns))?;
+    put("max_turns_action", action(agent.max_turns_action))?;
+    put("max_tokens", number(agent.max_tokens))?;
+    put("max_tokens_action", action(agent.max_tokens_action))?;
+    put("max_cost", cost(agent.max_cost_micro_usd))?;
+    put("max_cost_action", action(agent.max_cost_action))?;
+    put("permission_timeout", agent.permission_timeout.map(|t| or_off(t.map(duration))))?;
+    put("permission_action", action(agent.permission_action))
 }
 
 /// A key that is not a bare one is quoted.
@@ -125,7 +160,7 @@ mod tests {
     fn what_is_shown_loads_to_the_same() {
         let dir = tempfile::tempdir().unwrap();
         let (given, shown) = (dir.path().join("given.toml"), dir.path().join("shown.toml"));
-        let text = "[defaults]\nmemory_max = \"2G\"\n[workflow.\"a.b\"]\ncpu_max = \"150%\"\ntasks_max = 5\ninit_timeout = \"off\"\nisolate_pids = true\nidle_timeout = \"off\"\nspin_action = \"kill\"\nescapees = \"kill\"\ndry_run = true\n[instance]\nbackend = \"subtree\"\nidle_exit = \"off\"\n";
+        let text = "[defaults]\nmemory_max = \"2G\"\n[workflow.\"a.b\"]\ncpu_max = \"150%\"\ntasks_max = 5\ninit_timeout = \"off\"\nisolate_pids = true\ncleanup.git_locks = true\nidle_timeout = \"off\"\nspin_action = \"kill\"\nescapees = \"kill\"\nmax_cost = \"5.1\"\nloop_max = \"off\"\nmax_turns = 30\nturn_timeout = \"10m\"\ndry_run = true\nmax_running = 2\nqueue_timeout = \"1h\"\n[instance]\nmax_running = 7\nbackend = \"subtree\"\nidle_exit = \"off\"\n";
         fs::write(&given, text).unwrap();
         let config = Config::load(&[given]).unwrap();
         fs::write(&shown, config.to_string()).unwrap();

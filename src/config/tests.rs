@@ -2,7 +2,7 @@ use std::fs;
 use std::path::Path;
 
 use super::*;
-use crate::model::Action;
+use crate::model::{Action, AgentWatch};
 
 fn load(text: &str) -> Result<Config, ConfigErrors> {
     let dir = tempfile::tempdir().unwrap();
@@ -47,9 +47,24 @@ fn the_built_in_file_names_every_key_and_gives_the_documented_defaults() {
         pressure_max_percent: Some(40),
         escapees: Action::Warn,
         dry_run: false,
+        agent: AgentWatch {
+            loop_max: Some(10),
+            loop_action: Action::Warn,
+            permission_timeout: mins(2),
+            permission_action: Action::Warn,
+            turn_timeout: None,
+            turn_action: Action::Kill,
+            max_turns: None,
+            max_turns_action: Action::Kill,
+            max_tokens: None,
+            max_tokens_action: Action::Kill,
+            max_cost_micro_usd: None,
+            max_cost_action: Action::Kill,
+        },
     };
     assert_eq!(config.defaults.watch, watch);
     let instance = InstanceSettings {
+        max_running: None,
         sample_interval: Duration::from_secs(5),
         idle_exit: Some(Duration::from_secs(60)),
         log_max_bytes: 64 << 20,
@@ -64,18 +79,26 @@ fn the_built_in_file_names_every_key_and_gives_the_documented_defaults() {
     let names = keys::LIMITS.iter().map(|k| k.0).chain(keys::INSTANCE.iter().map(|k| k.0));
     for name in names.chain(keys::RETENTION.iter().map(|k| k.0)) {
         let lines: Vec<_> = BUILT_IN.lines().collect();
-        let at = lines.iter().position(|line| line.starts_with(&format!("{name} = ")));
+        let at = lines
+            .iter()
+            .position(|line| line.starts_with(&format!("{name} = ")) || line.starts_with(&format!("{name}.")));
         assert!(at.is_some_and(|at| lines[at - 1].starts_with('#')), "{name} is missing, or has no comment");
     }
+    for (name, _) in keys::EXECUTOR {
+        let lines: Vec<_> = BUILT_IN.lines().map(|line| line.trim_start_matches("# ")).collect();
+        let at = lines.iter().position(|line| line.starts_with(&format!("{name} = ")));
+        assert!(at.is_some_and(|at| lines[at - 1].ends_with(['.', ';'])), "{name} is missing, or has no comment");
+    }
+    assert_eq!(config.executor_of("any", &LimitUpdate::default()), Ok(crate::executor::Executor::Local));
 }
 
 #[test]
 fn every_key_takes_its_values() {
     let config = load(
         "[defaults]\ninit_timeout = \"off\"\nmax_runtime = \"2h\"\ngrace = \"0s\"\nreadiness = \"exec\"\n\
-         memory_max = \"2G\"\ntasks_max = 512\ncpu_max = \"150%\"\nisolate_pids = true\n\
+         memory_max = \"2G\"\ntasks_max = 512\ncpu_max = \"150%\"\nisolate_pids = true\ncleanup.git_locks = true\n\
          idle_timeout = \"off\"\nspin_action = \"kill\"\ndry_run = true\n\
-         [workflow.x]\nidle_timeout = \"1h\"\ninput_action = \"off\"\ndry_run = false\nmemory_max = 4096\ntasks_max = \"off\"\ncpu_max = \"off\"\n\
+         [workflow.x]\ncleanup = { git_locks = false }\nidle_timeout = \"1h\"\ninput_action = \"off\"\ndry_run = false\nmemory_max = 4096\ntasks_max = \"off\"\ncpu_max = \"off\"\n\
          [instance]\nsample_interval = \"60s\"\nidle_exit = \"off\"\nlog_max = \"64K\"\nmax_runs = 1\nbackend = \"subtree\"\n\
          cgroup = \"/sys/fs/cgroup/mine\"\n[retention]\nmax_age = \"off\"\nmax_size = \"off\"\n",
     )
@@ -93,6 +116,7 @@ fn every_key_takes_its_values() {
     assert_eq!(config.limits("x").resources, resources);
     assert_eq!((config.instance.idle_exit, config.instance.max_runs), (None, 1));
     assert_eq!((config.instance.backend, config.defaults.isolate_pids), (Some(Containment::Subtree), true));
+    assert!(limits.cleanup.git_locks && !config.limits("x").cleanup.git_locks);
     assert_eq!(config.cgroup.as_deref(), Some(Path::new("/sys/fs/cgroup/mine")));
     assert_eq!(config.retention, Retention { max_age: None, max_bytes: None });
 }
@@ -119,9 +143,10 @@ zzz = 1
             "3:9 defaults.grace: 10 has no unit: write a text in quotes, such as \"10s\" or \"10%\"",
             "4:14 defaults.memory_max: \"-1\" is not a size: write it as 512M or 2G (powers of 1024), or off",
             "7:15 workflow.builder.max_runtime: zero leaves no time at all: write off to have no limit",
-            "8:1 workflow.builder.zzz: is not a key of the configuration: known here are init_timeout, max_runtime, \
-             init_action, max_runtime_action, heartbeat_timeout, heartbeat_action, idle_timeout, idle_action, spin_timeout, spin_action, input_timeout, \
-             input_action, escapees, pressure_max, dry_run, grace, readiness, memory_max, tasks_max, cpu_max, isolate_pids, sandbox, credentials",
+            "8:1 workflow.builder.zzz: is not a key of the configuration: known here are max_running, queue_timeout, init_timeout, \
+             max_runtime, init_action, max_runtime_action, heartbeat_timeout, heartbeat_action, idle_timeout, idle_action, spin_timeout, spin_action, input_timeout, \
+             input_action, turn_timeout, turn_action, loop_max, loop_action, max_turns, max_turns_action, max_tokens, \
+             max_tokens_action, max_cost, max_cost_action, permission_timeout, permission_action, escapees, pressure_max, dry_run, grace, readiness, memory_max, tasks_max, cpu_max, isolate_pids, cleanup, sandbox, credentials, executor",
             "10:11 workflow.a/b: \"a/b\" cannot name a workflow: use 1 to 64 letters, digits, `_`, `.` and `-`, the \
              first not `.` or `-`",
             "11:2 instanse: is not a table of the configuration: did you mean instance?",
@@ -162,6 +187,9 @@ fn what_is_out_of_range_or_of_another_kind_is_refused() {
         "[instance]\nbackend = \"cgroup\"",
         "[instance]\nbackend = 1",
         "[defaults]\nisolate_pids = \"true\"",
+        "[defaults]\ncleanup = true",
+        "[defaults]\ncleanup.git_locks = \"yes\"",
+        "[defaults]\ncleanup.git_lock = true",
         "[instance]\ncgroup = \"relative\"",
         "[instance]\ncgroup = \"/sys/../etc\"",
         "[retention]\nmax_age = \"59m\"",

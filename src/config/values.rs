@@ -82,6 +82,61 @@ pub fn parse_count_or_off(text: &str) -> Result<Option<u64>, String> {
     })
 }
 
+/// Reads a number of runs that is not zero, or `off`.
+pub fn parse_runs_or_off(text: &str) -> Result<Option<u64>, String> {
+    or_off(text, |text| match text.trim().parse::<u64>() {
+        Ok(n) if (1..=1_000_000).contains(&n) && starts_with_digit(text.trim()) => Ok(n),
+        _ => Err(format!("{:?} is not a number of runs: write a whole number from 1 to 1000000, or off", clip(text))),
+    })
+}
+
+/// Reads a whole number that is not zero, or `off`.
+pub fn parse_number_or_off(text: &str) -> Result<Option<u64>, String> {
+    or_off(text, |text| {
+        whole(text).filter(|n| *n > 0).ok_or_else(|| {
+            format!("{:?} is not a number that can be counted to: write a whole number from 1, or off", clip(text))
+        })
+    })
+}
+
+/// Reads how often the same may happen in a row, or `off`: twice is the least that is a repetition.
+pub fn parse_repeats_or_off(text: &str) -> Result<Option<u64>, String> {
+    or_off(text, |text| {
+        whole(text).filter(|n| *n > 1).ok_or_else(|| {
+            format!("{:?} is not a number of repetitions: write a whole number from 2, or off", clip(text))
+        })
+    })
+}
+
+/// Reads an amount of US dollars as millionths of one, or `off`: `5`, `5.00`, `$0.25`.
+pub fn parse_cost_or_off(text: &str) -> Result<Option<u64>, String> {
+    or_off(text, parse_cost)
+}
+
+/// Reads an amount of US dollars as millionths of one. Not zero.
+pub fn parse_cost(text: &str) -> Result<u64, String> {
+    let refuse = || format!("{:?} is not an amount of US dollars: write it as 5.00 or 0.25", clip(text));
+    let amount = text.trim();
+    let number = amount.strip_prefix('$').unwrap_or(amount);
+    let (dollars, fraction) = number.split_once('.').unwrap_or((number, "0"));
+    let is_number = |digits: &str| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
+    if !is_number(dollars) || !is_number(fraction) || fraction.len() > 6 {
+        return Err(refuse());
+    }
+    let cost = format!("{dollars}{fraction:0<6}").parse::<u64>().ok();
+    match cost.filter(|cost| i64::try_from(*cost).is_ok()) {
+        Some(0) => Err("nothing at all pays for nothing: write off to have no limit".to_owned()),
+        Some(cost) => Ok(cost),
+        None => Err(format!("{:?} is more than anybody has", clip(text))),
+    }
+}
+
+/// A whole number without a sign, as the database can count.
+fn whole(text: &str) -> Option<u64> {
+    let text = text.trim();
+    text.parse::<u64>().ok().filter(|n| i64::try_from(*n).is_ok() && starts_with_digit(text))
+}
+
 /// Checks the name of a workflow. It becomes part of paths, unit names and metrics.
 pub fn check_workflow(name: &str) -> Result<(), String> {
     let fine = |b: u8| b.is_ascii_alphanumeric() || b"_.-".contains(&b);
@@ -183,12 +238,62 @@ mod tests {
         assert_eq!(parse_duration_or_off("off"), Ok(None));
         assert_eq!(parse_count_or_off("12"), Ok(Some(12)));
         assert_eq!(parse_count_or_off("off"), Ok(None));
+        assert_eq!((parse_runs_or_off("2"), parse_runs_or_off("off")), (Ok(Some(2)), Ok(None)));
+        for bad in ["0", "-1", "+1", "1.5", "", "1000001", "two"] {
+            assert!(parse_runs_or_off(bad).is_err(), "{bad}");
+        }
         for bad in ["0s", "5", "", "OFF", "never"] {
             assert!(parse_duration_or_off(bad).is_err(), "{bad}");
         }
         for bad in ["0", "-1", "+1", "1.5", "", "18446744073709551615"] {
             assert!(parse_count_or_off(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn money_is_in_dollars_and_exact_to_a_millionth() {
+        for (text, micro) in [
+            ("5", 5_000_000),
+            ("5.00", 5_000_000),
+            ("$0.25", 250_000),
+            ("0.000001", 1),
+            (" 12.5 ", 12_500_000),
+            ("$9223372036854", 9_223_372_036_854_000_000),
+        ] {
+            assert_eq!(parse_cost_or_off(text), Ok(Some(micro)), "{text}");
+        }
+        assert_eq!(parse_cost_or_off("off"), Ok(None));
+        for bad in [
+            "",
+            "0",
+            "0.00",
+            "-1",
+            "+1",
+            "5.",
+            ".5",
+            "5.0000001",
+            "5,00",
+            "1e3",
+            "$",
+            "$$5",
+            "5$",
+            "5 USD",
+            "9223372036855",
+            "1.+5",
+        ] {
+            assert!(parse_cost_or_off(bad).is_err(), "{bad}");
+        }
+        assert!(parse_cost_or_off("x").unwrap_err().contains("write it as 5.00"));
+    }
+
+    #[test]
+    fn numbers_to_count_to_are_whole_and_the_same_is_the_same_from_two_on() {
+        assert_eq!((parse_number_or_off("30"), parse_number_or_off("off")), (Ok(Some(30)), Ok(None)));
+        assert_eq!((parse_repeats_or_off("2"), parse_repeats_or_off("off")), (Ok(Some(2)), Ok(None)));
+        for bad in ["0", "-1", "+1", "1.5", "", "18446744073709551615", "x"] {
+            assert!(parse_number_or_off(bad).is_err() && parse_repeats_or_off(bad).is_err(), "{bad}");
+        }
+        assert!(parse_repeats_or_off("1").unwrap_err().contains("from 2"));
     }
 
     #[test]

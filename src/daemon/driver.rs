@@ -8,6 +8,7 @@ mod escapees;
 mod held;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +26,7 @@ use super::recovery::Saved;
 pub use held::Held;
 
 mod evidence;
+mod queued;
 mod sampling;
 
 /// How long what could not be done is left before it is tried again.
@@ -37,6 +39,8 @@ pub trait Recorder {
     fn journal(&mut self, event: AuditEvent);
     /// Takes what runs used, or drops it because it cannot take more.
     fn keep_samples(&mut self, minutes: Vec<UsageMinute>);
+    /// The file in which the launch of a queued run is kept, if it is one.
+    fn launch_file(&self, run: RunId) -> Option<PathBuf>;
 }
 
 /// What becomes of an answer.
@@ -99,11 +103,6 @@ impl<K: Kernel, R: Recorder> Driver<K, R> {
         &self.engine
     }
 
-    /// The engine, to be configured anew.
-    pub fn engine_mut(&mut self) -> &mut Engine {
-        &mut self.engine
-    }
-
     /// The descriptors of a run.
     pub fn held(&self, run: RunId) -> Option<&Held<K>> {
         self.held.get(&run)
@@ -115,11 +114,11 @@ impl<K: Kernel, R: Recorder> Driver<K, R> {
     }
 
     /// Asks for a launch. What is held of a run that is refused is let go of.
-    pub fn launch(&mut self, spec: RunSpec, held: Held<K>, reply: Reply, actor: Actor) {
+    pub fn launch(&mut self, spec: RunSpec, held: Held<K>, reply: Reply, actor: Actor, reason: String) {
         let id = spec.id;
         self.hold(id, held);
         let reply = self.expect_reply(reply);
-        self.handle(Event::Launch { spec: Box::new(spec), reply, actor });
+        self.handle(Event::Launch { spec: Box::new(spec), reply, actor, reason });
         if self.engine.run(id).is_none() {
             self.held.remove(&id);
             self.unreserve(id);
@@ -205,6 +204,7 @@ impl<K: Kernel, R: Recorder> Driver<K, R> {
         let Some(ticket) = self.tickets.remove(&number) else { return };
         self.pass(match ticket {
             Ticket::Launch(_) => "launch.recorded",
+            Ticket::Queue(_) => "queue.recorded",
             Ticket::Start(_) => "launch.started",
             Ticket::Kill(_) => "kill.recorded",
             Ticket::Finish(_) => "finish.recorded",
@@ -228,13 +228,14 @@ impl<K: Kernel, R: Recorder> Driver<K, R> {
         match effect {
             Effect::Record(record) => self.record(*record),
             Effect::Journal(event) => self.recorder.journal(*event),
+            Effect::Wait(run) => self.wait(run),
             Effect::Contain(run) => self.contain(run),
             Effect::OpenGate(run) => {
-                let opened = self.held.get_mut(&run).and_then(|h| h.main.as_mut()).map(|p| self.kernel.open_gate(p));
-                let result = match opened {
-                    Some(Err(e)) => Err(e.to_string()),
-                    Some(Ok(())) | None => Ok(()),
-                };
+                let main = self.held.get_mut(&run).and_then(|h| h.main.as_mut());
+                let result = main.map_or(Ok(()), |main| self.kernel.open_gate(main).map_err(|e| e.to_string()));
+                if self.held.get(&run).is_some_and(|h| h.is_kept) {
+                    self.pass("queue.opened");
+                }
                 self.queue.push_back(Event::GateOpened { run, result });
             }
             Effect::CloseGate(run) => {
@@ -252,6 +253,7 @@ impl<K: Kernel, R: Recorder> Driver<K, R> {
             Effect::Inspect(run) => self.inspect(run),
             Effect::Explain(run) => self.explain_later(run),
             Effect::Seek(of) => self.seeking.push(*of),
+            Effect::LookForLocks(of) => self.kernel.look_for_locks(*of),
             Effect::ActOnEscapees { of, act } => self.kernel.act_on_escapees(*of, act),
             Effect::Terminate(run) => {
                 let (processes, trouble) = self.act(run, K::terminate);
@@ -333,12 +335,13 @@ impl<K: Kernel, R: Recorder> Driver<K, R> {
         let Record { audit, run, intent, receipt, ticket } = record;
         self.pass(match ticket {
             Some(Ticket::Launch(_)) => "launch.accepted",
+            Some(Ticket::Queue(_)) => "queue.accepted",
             Some(Ticket::Start(_)) => "launch.contained",
             Some(Ticket::Kill(_)) => "kill.requested",
             Some(Ticket::Finish(_)) => "finish.empty",
             Some(Ticket::Escapees(_)) | None => "",
         });
-        self.totals.0 += u64::from(matches!(ticket, Some(Ticket::Launch(_))));
+        self.totals.0 += u64::from(matches!(ticket, Some(Ticket::Launch(_) | Ticket::Queue(_))));
         self.totals.1 += u64::from(matches!(ticket, Some(Ticket::Kill(_))));
         if let Some(Ticket::Finish(run)) = ticket
             && let Some(held) = self.held.get(&run)
@@ -360,8 +363,8 @@ impl<K: Kernel, R: Recorder> Driver<K, R> {
             let state = state.map(|state| Saved::text(&self.boot_id, &state));
             Write::Run { view: Box::new(RunView { usage, ..view }), state }
         });
-        let writes = run
-            .into_iter()
+        let writes = (self.launch_kept(ticket).into_iter())
+            .chain(run)
             .chain(intent.map(Write::KillIntent))
             .chain(receipt.map(|r| Write::KillDone(Box::new(r))))
             .chain(audit.into_iter().map(Write::Audit))
@@ -426,12 +429,16 @@ impl<K: Kernel, R: Recorder> Driver<K, R> {
     /// None if the container takes the process in later.
     fn try_contain(&mut self, id: RunId) -> Result<Option<Event>, KernelError> {
         let run = self.engine.run(id).ok_or_else(|| gone(id))?;
+        if run.place.is_some() {
+            self.kernel.listen(id, run.spec.uid);
+        }
         let created = self.kernel.create(&run.spec)?;
         let held = self.held.get_mut(&id).ok_or_else(|| gone(id))?;
         held.notices = created.notices;
         let container = held.container.insert(created.container);
         let _ = failpoint::hit("launch.created");
-        if let Some(exec) = held.exec.take() {
+        if let Some(mut exec) = held.exec.take() {
+            exec.kept = if held.is_kept { self.recorder.launch_file(id) } else { None };
             held.main = self.kernel.spawn(&exec, container)?;
             if held.main.is_none() {
                 return Ok(None);
@@ -502,6 +509,9 @@ impl<K: Kernel, R: Recorder> Driver<K, R> {
                     self.queue.push_back(Event::StoppedOutside(run));
                 }
                 if stopped.is_some() {
+                    // What it said last it said before that, and nothing is heard of a run that is over.
+                    let Heard { messages, refused, .. } = self.kernel.hear(run, Some(container));
+                    self.queue.push_back(Event::Heard { run, messages, refused, reply: None });
                     self.queue.push_back(Event::Populated { run, populated: false });
                 }
             }

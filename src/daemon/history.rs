@@ -3,7 +3,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::bus::{AuditReport, History, RunFilter};
-use crate::model::{AuditRow, Error, ErrorKind, Phase, RunId, RunView, UsageSample, Wall};
+use crate::model::{AuditRow, Collector, Error, ErrorKind, Phase, RunId, RunView, Statistics, UsageSample, Wall};
 use crate::store::{Filter, Reader, StoreError, Verification};
 
 /// Two connections: what takes long does not hold up what does not.
@@ -47,11 +47,24 @@ impl History for Readers {
             health: filter.health,
             uid: filter.uid,
             since: filter.since,
+            before: filter.before,
             limit: usize::try_from(filter.limit).ok(),
             // Live runs are published; their rows here are older.
             ..Filter::finished()
         };
         self.slow().runs(&filter).map_err(unavailable)
+    }
+
+    fn statistics(
+        &self,
+        workflow: Option<&str>,
+        uid: Option<u32>,
+        since: Option<Wall>,
+    ) -> Result<Vec<Statistics>, Error> {
+        let filter = Filter { workflow: workflow.map(Into::into), uid, since, ..Filter::default() };
+        let mut collector = Collector::default();
+        self.slow().past(&filter, &mut |run| collector.add(run)).map_err(unavailable)?;
+        Ok(collector.finish())
     }
 
     fn resolve(&self, prefix: &str, owner: Option<u32>) -> Result<Vec<RunId>, Error> {

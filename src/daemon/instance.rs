@@ -20,14 +20,14 @@ use tokio::sync::{oneshot, watch};
 use crate::bus::client::Client;
 use crate::bus::{self, About, Bus, Services, Signal};
 use crate::config::{self, Config};
-use crate::engine::{Engine, Event, Settings};
+use crate::engine::{Engine, Event};
 use crate::failpoint;
 use crate::kernel::{Kernel as _, Notice};
 use crate::model::{
-    Actor, Answer, AuditEvent, AuditRow, Containment, Error, EventKind, Health, InstanceKind, Mono, Now, Refused,
-    RunId, UsageMinute, escape,
+    Actor, Answer, AuditEvent, AuditRow, Containment, Error, ErrorKind, EventKind, Health, InstanceKind, Mono, Now,
+    Refused, Reserved, RunId, UsageMinute, escape,
 };
-use crate::store::{self, Batch, Store};
+use crate::store::{self, Batch, Launches, Store};
 
 use super::bus_thread::Listen;
 use super::command::{Caller, Command, Commands, Envelope, LaunchRequest};
@@ -37,10 +37,10 @@ use super::host::{Host, HostOptions};
 use super::journal::{self, Entry, Journal};
 use super::launcher;
 use super::published::{Change, InstanceView, Published};
-use super::recovery::{self, Known};
 use super::reservations::Reservations;
 use super::service::{self, ServiceManager};
 use super::state_dir;
+use super::takeover;
 
 /// What an instance is started with.
 #[derive(Debug, Clone)]
@@ -57,6 +57,8 @@ pub struct Options {
     pub foreground: bool,
 }
 
+/// How many bytes of commands and environments of queued runs are held, and kept in files, before no more are taken.
+const KEPT_MAX: usize = 256 << 20;
 /// How long the bus may take to give us our name.
 const NAME: Duration = Duration::from_secs(15);
 
@@ -118,10 +120,11 @@ fn wait_for_name(held: &watch::Receiver<Option<Result<(), String>>>) -> anyhow::
     }
 }
 
-/// The store's writer, and the journal beside it.
+/// The store's writer, the journal beside it, and what is kept of queued runs.
 struct Records {
     writer: store::Writer,
     journal: Journal,
+    launches: Launches,
 }
 
 impl Recorder for Records {
@@ -135,6 +138,10 @@ impl Recorder for Records {
 
     fn keep_samples(&mut self, minutes: Vec<UsageMinute>) {
         self.writer.keep_samples(minutes);
+    }
+
+    fn launch_file(&self, run: RunId) -> Option<PathBuf> {
+        Some(self.launches.path(run))
     }
 }
 
@@ -210,12 +217,17 @@ impl Instance {
             }));
         }
         let control_group = host.control_group().map(|path| path.display().to_string()).unwrap_or_default();
-        let engine = Engine::new(Settings { max_runs: config.instance.max_runs });
+        let engine = Engine::new(launcher::settings(&config));
         let (commands, envelopes) = Commands::new(wake);
-        let mut driver = Driver::new(host, Records { writer, journal }, engine, published.clone());
+        let mut driver = Driver::new(
+            host,
+            Records { writer, journal, launches: Launches::of(state_dir) },
+            engine,
+            published.clone(),
+        );
         let started = driver.kernel.now();
         let set_aside = opened.set_aside.map(|s| (s.path, s.why));
-        recover(&mut driver, &readers, &config, set_aside, started)?;
+        takeover::take_up(&mut driver, &readers, &config, state_dir, set_aside, started)?;
         driver.kernel.tidy();
 
         let about = About {
@@ -475,9 +487,9 @@ impl Instance {
             return Err(refusal);
         }
         self.driver.kernel.room()?;
+        let command = launcher::executed(&self.config, request)?;
         let id = launcher::new_id()?;
-        let now = self.driver.kernel.now().mono;
-        self.reservations.add(id, caller, now)?;
+        self.reservations.add(id, caller, self.driver.kernel.now().mono)?;
         let limits = launcher::limits_of(&self.config, request);
         let uid = request.uid.unwrap_or(caller.uid);
         let (reserved, fd) = self.driver.kernel.reserve(id, uid, &limits).map_err(|e| launch_error(&e))?;
@@ -485,7 +497,7 @@ impl Instance {
         if let Some(fd) = fd {
             let _ = container.send(fd);
         }
-        Ok(Answer::Reserved(reserved))
+        Ok(Answer::Reserved(Reserved { command, ..reserved }))
     }
 
     fn launch(&mut self, request: LaunchRequest, child: Option<OwnedFd>, caller: &Caller, reply: super::driver::Reply) {
@@ -493,15 +505,17 @@ impl Instance {
             Some(id) => self.reservations.take(id, caller).map(|()| id),
             None => self.driver.kernel.room().and_then(|()| launcher::new_id()),
         };
+        let id = id.and_then(|id| self.room_to_keep(child.is_none()).map(|()| id));
         let id = match id {
             Ok(id) => id,
             Err(e) => return reply(Err(e)),
         };
+        let reason = request.reason.clone();
         let host = &mut self.driver.kernel;
         match launcher::prepare(host, &self.config, &self.state_dir, id, request, child, caller) {
             Ok((spec, held)) => {
                 let actor = Actor::User { uid: caller.uid, name: caller.user.clone() };
-                self.driver.launch(spec, held, reply, actor);
+                self.driver.launch(spec, held, reply, actor, reason);
             }
             Err(e) => {
                 self.driver.unreserve(id);
@@ -510,12 +524,25 @@ impl Instance {
         }
     }
 
+    /// Refuses a detached run while what is kept of queued ones takes too much memory.
+    fn room_to_keep(&self, is_detached: bool) -> Result<(), Error> {
+        if !is_detached || self.driver.kept_bytes() < KEPT_MAX {
+            return Ok(());
+        }
+        let message = format!(
+            "the commands and environments of queued runs take {} MiB, which is the most that is kept: wait until some of \
+             them have started",
+            KEPT_MAX >> 20
+        );
+        Err(Error::new(ErrorKind::LimitExceeded, message))
+    }
+
     /// The new configuration whole, or the old one.
     fn reload(&mut self, actor: Actor) -> Result<Answer, Error> {
         let (config, _) = config::load_for(self.options.kind, self.options.config.as_deref()).map_err(|e| {
             Error::invalid(format!("the configuration is refused, and the old one stays in force: {e:#}"))
         })?;
-        self.driver.engine_mut().configure(Settings { max_runs: config.instance.max_runs });
+        self.driver.handle(Event::Configured(launcher::settings(&config)));
         self.config = config;
         self.audit(EventKind::ConfigReloaded, actor, String::new(), json!({}));
         Ok(Answer::Done)
@@ -551,41 +578,6 @@ impl Instance {
             eprintln!("guardian: {}", escape(&e.to_string()));
         }
     }
-}
-
-/// Takes up what the earlier instance left, and says so in the audit.
-fn recover(
-    driver: &mut Driver<Host, Records>,
-    readers: &Readers,
-    config: &Config,
-    set_aside: Option<(PathBuf, String)>,
-    started: Now,
-) -> anyhow::Result<()> {
-    let event = |kind, reason, details| AuditEvent {
-        at: started.wall,
-        kind,
-        run: None,
-        workflow: None,
-        actor: Actor::Guardian,
-        reason,
-        details,
-    };
-    if let Some((path, why)) = set_aside {
-        let reason = format!("{why}: it is kept as {}", path.display());
-        driver.audit(event(EventKind::StoreSetAside, reason, json!({ "path": path })));
-    }
-    driver.audit(event(EventKind::InstanceStarted, String::new(), json!({ "pid": std::process::id() })));
-    let live = readers.quick().live_states()?;
-    let known = live.runs.into_iter().map(|(view, state)| Known { view, state }).collect();
-    let mut rebuild = |host: &mut Host, id| {
-        let recorded = readers.quick().exists(id).unwrap_or(true);
-        (!recorded).then(|| launcher::rebuilt(host, config, id))
-    };
-    let recovered = recovery::recover(driver, known, &mut rebuild);
-    for reason in recovered.left_alone {
-        driver.audit(event(EventKind::ForeignCgroup, reason, json!({})));
-    }
-    Ok(())
 }
 
 /// The run that a command is about.

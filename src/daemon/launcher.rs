@@ -6,11 +6,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::config::Config;
-use crate::engine::Run;
+use crate::engine::{Concurrency, Run, Settings};
+use crate::executor::Executor;
 use crate::failpoint;
 use crate::kernel::{Exec, Kernel as _, KernelError, look, output, process};
 use crate::launch::environment;
-use crate::model::{Containment, Error, ErrorKind, Evidence, Limits, RunId, RunSpec, RunView};
+use crate::model::{Containment, Error, ErrorKind, Evidence, LOCAL, Limits, Readiness, RunId, RunSpec, RunView};
 
 use super::command::{Caller, LaunchRequest};
 use super::driver::Held;
@@ -53,13 +54,23 @@ pub fn prepare(
     caller: &Caller,
 ) -> Result<(RunSpec, Held<Host>), Error> {
     let workflow = request.workflow.clone().unwrap_or_else(|| DEFAULT_WORKFLOW.to_owned());
-    let limits = limits_of(config, &request);
+    let mut limits = limits_of(config, &request);
+    let argv = executed(config, &request)?;
+    let executor = config.executor_name(&workflow, &request.limits).to_owned();
     let text = |bytes: &Vec<u8>| String::from_utf8_lossy(bytes).into_owned();
     let uid = request.uid.unwrap_or(caller.uid);
     let user = if uid == caller.uid { caller.user.clone() } else { user_name(uid)? };
+    host.listen(id, uid);
+    let notify = host.notify(id, &limits);
+    // What is read tells when it is ready, if it can be told at all.
+    if argv.is_some() && notify.is_some() && limits.readiness == Readiness::Output {
+        limits.readiness = Readiness::Notify;
+    }
+    let argv = argv.unwrap_or_else(|| request.argv.clone());
     let mut spec = RunSpec {
         id,
         workflow,
+        executor,
         name: request.name.clone(),
         command: command_text(&request.argv),
         cwd: text(&request.cwd),
@@ -71,8 +82,6 @@ pub fn prepare(
         limits,
         log: None,
     };
-    host.listen(id, uid);
-    let notify = host.notify(id, &spec.limits);
     let held = match child {
         Some(child) => {
             let (main, client) = attached(host, id, child, caller)?;
@@ -86,7 +95,8 @@ pub fn prepare(
             let own = nix::unistd::geteuid().as_raw();
             if spec.containment == Containment::Systemd {
                 // The unit is its user's, and its output is in the journal.
-                let exec = Exec { argv: request.argv, env: request.env, cwd, notify, log: std::path::PathBuf::new() };
+                let log = std::path::PathBuf::new();
+                let exec = Exec { argv, env: request.env, cwd, notify, log, input: request.prompt, kept: None };
                 return Ok((spec, Held::detached(exec)));
             }
             // A child of ours has our rights.
@@ -103,12 +113,20 @@ pub fn prepare(
             let log = log_path(state_dir, id)?;
             let mut env = request.env;
             environment::put(&mut env, id, notify.as_ref());
-            let exec = Exec { argv: request.argv, env, cwd, notify: None, log: log.clone() };
+            let exec = Exec { argv, env, cwd, notify: None, log: log.clone(), input: request.prompt, kept: None };
             spec.log = Some(log);
             Held::detached(exec)
         }
     };
     Ok((spec, held))
+}
+
+/// What is executed in place of the request's command, if that is not executed as it is.
+pub fn executed(config: &Config, request: &LaunchRequest) -> Result<Option<Vec<Vec<u8>>>, Error> {
+    let workflow = request.workflow.as_deref().unwrap_or(DEFAULT_WORKFLOW);
+    let executor = config.executor_of(workflow, &request.limits).map_err(Error::invalid)?;
+    let argv = executor.command_line(request.argv.clone()).map_err(Error::invalid)?;
+    Ok((executor != Executor::Local).then_some(argv))
 }
 
 type Process = <Host as crate::kernel::Kernel>::Process;
@@ -123,6 +141,13 @@ pub fn limits_of(config: &Config, request: &LaunchRequest) -> Limits {
         _ => {}
     }
     limits
+}
+
+/// What the engine is held to.
+pub fn settings(config: &Config) -> Settings {
+    let workflows = config.workflows.keys().map(|name| (name.clone(), config.limits(name).max_running)).collect();
+    let (host, others) = (config.instance.max_running, config.defaults.max_running);
+    Settings { max_runs: config.instance.max_runs, concurrency: Concurrency { host, workflows, others } }
 }
 
 /// The gated child and its client. Only a child of the caller, or of its shim, is attached: to take over other processes
@@ -166,7 +191,8 @@ fn home(uid: u32) -> Result<Vec<u8>, Error> {
     Ok(user.dir.into_os_string().into_vec())
 }
 
-fn log_path(state_dir: &Path, id: RunId) -> Result<std::path::PathBuf, Error> {
+/// Where the output of a detached run goes.
+pub fn log_path(state_dir: &Path, id: RunId) -> Result<std::path::PathBuf, Error> {
     let dir = state_dir.join("logs");
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir);
     made.map_err(|e| Error::new(ErrorKind::LaunchFailed, format!("cannot create {}: {e}", dir.display())))?;
@@ -174,7 +200,7 @@ fn log_path(state_dir: &Path, id: RunId) -> Result<std::path::PathBuf, Error> {
 }
 
 /// The command as text, cut where a person has seen enough.
-fn command_text(argv: &[Vec<u8>]) -> Vec<String> {
+pub fn command_text(argv: &[Vec<u8>]) -> Vec<String> {
     let mut left = COMMAND_TEXT;
     let mut words = Vec::new();
     for arg in argv {
@@ -211,6 +237,7 @@ pub fn rebuilt(host: &Host, config: &Config, id: RunId) -> Run {
     let spec = RunSpec {
         id,
         workflow: DEFAULT_WORKFLOW.to_owned(),
+        executor: LOCAL.to_owned(),
         name: None,
         command: Vec::new(),
         cwd: String::new(),

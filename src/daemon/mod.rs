@@ -17,3 +17,4 @@ pub mod recovery;
 mod reservations;
 mod service;
 pub mod state_dir;
+mod takeover;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use tokio::sync::oneshot;
 
-use crate::model::{Growth, Health, Mono, Now, OpenMinute, RunId, RunView, Usage, UsageMinute, UsageSample};
+use crate::model::{Growth, Health, Mono, Now, OpenMinute, Queued, RunId, RunView, Usage, UsageMinute, UsageSample};
 
 /// How many finished runs are kept at hand for waiters; older ones are in the store.
 const RECENT: usize = 256;
@@ -205,7 +205,10 @@ pub enum Ending {
 impl Published {
     /// Every live run, by id.
     pub fn live(&self) -> Vec<Live> {
-        read(&self.live).values().cloned().collect()
+        let live = read(&self.live);
+        let lines = lines(&live);
+        let placed = |one: &Live| Live { view: placed(&lines, &one.view), usage: one.usage.clone() };
+        live.values().map(placed).collect()
     }
 
     /// The runs that finished lately: of the last of them the store may not know yet.
@@ -220,7 +223,13 @@ impl Published {
 
     /// A run that is live or finished lately, with its usage.
     pub fn run(&self, id: RunId) -> Option<Arc<RunView>> {
-        let live = read(&self.live).get(&id).cloned();
+        let live = {
+            let all = read(&self.live);
+            all.get(&id).map(|one| match &one.view.queued {
+                Some(_) => Live { view: placed(&lines(&all), &one.view), usage: one.usage.clone() },
+                None => one.clone(),
+            })
+        };
         live.map(|l| Arc::new(RunView { usage: l.usage.get(), ..(*l.view).clone() }))
             .or_else(|| read(&self.recent).iter().find(|v| v.spec.id == id).cloned())
     }
@@ -309,6 +318,29 @@ impl Published {
         *write(&self.instance) = view;
         self.changed(Change::Instance);
     }
+}
+
+/// The places of the runs that are queued, in order, by workflow.
+fn lines(live: &BTreeMap<RunId, Live>) -> HashMap<&str, Vec<u64>> {
+    let mut lines: HashMap<&str, Vec<u64>> = HashMap::new();
+    for view in live.values().map(|one| &one.view) {
+        if let Some(queued) = &view.queued {
+            lines.entry(&view.spec.workflow).or_default().push(queued.place);
+        }
+    }
+    lines.values_mut().for_each(|places| places.sort_unstable());
+    lines
+}
+
+/// The view with its place among the others.
+fn placed(lines: &HashMap<&str, Vec<u64>>, view: &Arc<RunView>) -> Arc<RunView> {
+    let (Some(queued), Some(line)) = (&view.queued, lines.get(view.spec.workflow.as_str())) else {
+        return view.clone();
+    };
+    let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    let position = count(line.partition_point(|place| *place <= queued.place));
+    let queued = Some(Queued { position, of: count(line.len()), ..queued.clone() });
+    Arc::new(RunView { queued, ..(**view).clone() })
 }
 
 // A panic while a lock was held cannot leave these maps half-changed in a way that matters: they are views.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::engine::{Event, Found, Run};
 use crate::failpoint;
-use crate::kernel::{Kernel, KernelError, Role};
+use crate::kernel::{Exec, Kernel, KernelError, Role};
 use crate::model::{ProcessId, RunId, RunView, Usage};
 
 use super::driver::{Driver, Held, Recorder};
@@ -23,6 +23,16 @@ pub struct Known {
     pub view: RunView,
     /// The engine's state at that moment.
     pub state: String,
+}
+
+/// What is asked for that is not the kernel's to tell.
+pub trait Memory<K> {
+    /// Makes a run of a directory that carries our mark and has no record, or none if the record says that the run is over.
+    fn rebuild(&mut self, kernel: &mut K, run: RunId) -> Option<Run>;
+    /// What a run is to execute that is queued, or why that is not known.
+    fn launch(&mut self, kernel: &mut K, run: &Run) -> Result<Exec, String>;
+    /// Whether what a run is to execute is kept whole: nothing of it was executed.
+    fn is_kept(&self, kernel: &K, run: RunId) -> bool;
 }
 
 /// What was found.
@@ -50,12 +60,11 @@ impl Saved {
     }
 }
 
-/// Takes up every run. `rebuild` makes a run of a directory that carries our mark and has no record, or none if the
-/// record says that the run is over.
+/// Takes up every run.
 pub fn recover<K: Kernel, R: Recorder>(
     driver: &mut Driver<K, R>,
     known: Vec<Known>,
-    rebuild: &mut dyn FnMut(&mut K, RunId) -> Option<Run>,
+    memory: &mut dyn Memory<K>,
 ) -> Recovered {
     let mut result = Recovered::default();
     if failpoint::without("guard.recovery").is_some() {
@@ -79,7 +88,12 @@ pub fn recover<K: Kernel, R: Recorder>(
             Ok(saved) => (saved.run, saved.boot == driver.kernel.boot_id()),
             Err(_) => (Run::unrecorded(view.spec, driver.kernel.now()), true),
         };
-        adopt(driver, run, same_boot, patience);
+        // After a power cut what was emptied may be whole again, and tells nothing.
+        let is_unopened = same_boot && run.may_be_unopened() && is_unopened(driver, &run, memory, patience);
+        match run.is_waiting() || is_unopened {
+            true => queue(driver, run, memory, patience),
+            false => adopt(driver, run, same_boot, patience),
+        }
         let _ = failpoint::hit("recovery.adopted");
         if let Some(held) = driver.held(id) {
             // The counters are read anew, and this one is ours.
@@ -88,8 +102,9 @@ pub fn recover<K: Kernel, R: Recorder>(
         result.adopted.push(id);
     }
     for (id, ()) in unknown {
-        adopt_directory(driver, id, rebuild, patience, &mut result);
+        adopt_directory(driver, id, memory, patience, &mut result);
     }
+    driver.handle(Event::Recovered);
     result
 }
 
@@ -101,6 +116,79 @@ fn persistently<T>(until: Instant, mut ask: impl FnMut() -> Result<T, KernelErro
             Err(KernelError::Io { .. }) if Instant::now() < until => thread::sleep(AGAIN),
             answer => return answer,
         }
+    }
+}
+
+/// Whether nothing of a run was executed whose gate may have been opened. What is behind the gate goes when that is closed, or
+/// empties what is kept of its launch: until one of these is seen, nobody can tell.
+fn is_unopened<K: Kernel, R: Recorder>(
+    driver: &mut Driver<K, R>,
+    run: &Run,
+    memory: &mut dyn Memory<K>,
+    patience: Instant,
+) -> bool {
+    let id = run.spec.id;
+    loop {
+        // First: what is gone has emptied it before, if ever.
+        let is_there = match driver.kernel.reopen(id, run.container.as_ref()) {
+            Ok(container) => driver.kernel.populated(&container).unwrap_or(false),
+            Err(_) => false,
+        };
+        let is_kept = memory.is_kept(&driver.kernel, id);
+        // What hangs there is ended before the run is queued, and looked at once more.
+        if !is_there || !is_kept || Instant::now() >= patience {
+            return is_kept;
+        }
+        thread::sleep(AGAIN);
+    }
+}
+
+/// Queues a run again. It may have had its turn just when the earlier instance died: then a process is behind a gate that
+/// nobody opens any more, and is ended first.
+fn queue<K: Kernel, R: Recorder>(driver: &mut Driver<K, R>, run: Run, memory: &mut dyn Memory<K>, patience: Instant) {
+    let id = run.spec.id;
+    let container = match persistently(patience, || driver.kernel.reopen(id, run.container.as_ref())) {
+        Ok(container) => Some(container),
+        Err(KernelError::Gone { .. }) => None,
+        Err(e) => return driver.handle(Event::Adopt { run: Box::new(run), found: Found::Foreign(e.to_string()) }),
+    };
+    if let Some(container) = container {
+        while !cleared(&mut driver.kernel, &container) {
+            if Instant::now() >= patience {
+                if matches!(driver.kernel.populated(&container), Ok(false)) {
+                    // Whoever makes the next one finds out whether it is in the way.
+                    break;
+                }
+                let why = "it had its turn when the instance stopped, and what was made for it cannot be removed";
+                return driver.handle(Event::Adopt { run: Box::new(run), found: Found::Forgotten(why.to_owned()) });
+            }
+            thread::sleep(AGAIN);
+        }
+    }
+    if run.may_be_unopened() && !memory.is_kept(&driver.kernel, id) {
+        // It was executed after all, before it was ended.
+        return adopt(driver, run, true, patience);
+    }
+    let found = match memory.launch(&mut driver.kernel, &run) {
+        Ok(exec) => {
+            driver.hold(id, Held { is_kept: true, ..Held::detached(exec) });
+            Found::Waiting
+        }
+        Err(why) => Found::Forgotten(format!("it was queued, and nothing of it was executed: {why}")),
+    };
+    driver.handle(Event::Adopt { run: Box::new(run), found });
+}
+
+/// Ends what is in a container of which nothing was executed, and removes it. False if that takes longer.
+fn cleared<K: Kernel>(kernel: &mut K, container: &K::Container) -> bool {
+    match kernel.populated(container) {
+        Ok(false) => matches!(kernel.remove(container), Ok(()) | Err(KernelError::Gone { .. })),
+        Ok(true) => {
+            let _ = kernel.kill(container);
+            false
+        }
+        Err(KernelError::Gone { .. }) => true,
+        Err(_) => false,
     }
 }
 
@@ -129,7 +217,9 @@ fn adopt<K: Kernel, R: Recorder>(driver: &mut Driver<K, R>, run: Run, same_boot:
     };
     watch(driver, id, &container, main.as_ref(), client.as_ref());
     driver.kernel.listen(id, run.spec.uid);
-    driver.hold(id, Held { container: Some(container), ..Held::new(main, client) });
+    // What is kept of its launch goes with it, if anything is.
+    let is_kept = run.place.is_some() && client.is_none();
+    driver.hold(id, Held { container: Some(container), is_kept, ..Held::new(main, client) });
     driver.handle(Event::Adopt { run: Box::new(run), found });
 }
 
@@ -152,7 +242,7 @@ fn watch<K: Kernel, R: Recorder>(
 fn adopt_directory<K: Kernel, R: Recorder>(
     driver: &mut Driver<K, R>,
     id: RunId,
-    rebuild: &mut dyn FnMut(&mut K, RunId) -> Option<Run>,
+    memory: &mut dyn Memory<K>,
     patience: Instant,
     result: &mut Recovered,
 ) {
@@ -167,7 +257,7 @@ fn adopt_directory<K: Kernel, R: Recorder>(
             driver.discard(container);
             result.removed.push(id);
         }
-        Ok(true) => match rebuild(&mut driver.kernel, id) {
+        Ok(true) => match memory.rebuild(&mut driver.kernel, id) {
             Some(run) => {
                 adopt(driver, run, true, patience);
                 result.adopted.push(id);

@@ -12,9 +12,15 @@ use super::{Effect, Engine, FIRST_PROBE, Found, Main, RECORD_WAIT, Run, State, U
 impl Engine {
     pub(super) fn adopt(&mut self, mut run: Run, found: Found, now: Now) {
         let id = run.spec.id;
+        self.recovering = true;
+        let launched = !matches!(run.state, State::Queued { .. } | State::Accepting | State::Containing);
+        if found == Found::Waiting {
+            return self.queue_again(run, now);
+        }
         run.adopted = true;
-        let launched = !matches!(run.state, State::Accepting | State::Containing);
         match found {
+            Found::Waiting => {}
+            Found::Forgotten(why) => self.adopt_as_lost(run, &why, Vec::new(), now),
             Found::Rebooted => {
                 // Old pids, inodes and monotonic times mean nothing in this boot.
                 run.container = None;
@@ -109,12 +115,15 @@ impl Engine {
                 }
                 self.effects.push(Effect::Kill(id));
             }
-            State::Emptied(..) => {
+            State::Emptied(kill, _) => {
                 self.deadlines.set(id, Due::Status, now.mono + super::FIRST_STATUS);
                 self.look_last(id, now);
+                if kill.is_some() {
+                    self.look_for_locks(id, now);
+                }
             }
             State::Closing(_) => self.deadlines.set(id, Due::Record, now.mono + RECORD_WAIT),
-            State::Accepting | State::Containing => {}
+            State::Queued { .. } | State::Accepting | State::Containing => {}
         }
     }
 }

@@ -19,6 +19,8 @@ pub enum Due {
     Watch,
     /// Look for escapees, or an answer to that is overdue.
     Seek,
+    /// An answer about locks of git is overdue.
+    Locks,
     /// The next step in ending escapees.
     Hunt,
     /// The main process exited a moment ago, and others are still there.

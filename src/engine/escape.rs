@@ -132,8 +132,10 @@ impl Engine {
     pub(super) fn shown(&mut self, id: RunId, now: Now) {
         let Some(run) = self.runs.get(&id) else { return };
         let fresh = run.escapes.sought.is_some_and(|(_, at)| now.mono.since(at) < ASKED_AGAIN);
-        if matches!(run.state, State::Live { .. }) && !fresh {
-            self.seek(id, now);
+        match run.state {
+            State::Live { .. } if !fresh => self.seek(id, now),
+            State::Queued { .. } => self.queue_shown(id),
+            _ => {}
         }
     }
 

@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use crate::model::{
-    Actor, Answer, AuditEvent, ContainerId, Error, Escapee, EscapeeAct, EscapeeState, Evidence, ExitStatus, KillAnswer,
-    KillMode, Notification, ProcessId, Receipt, Refused, Rule, RunId, RunSpec, RunView, Sample, Sought,
+    Actor, Answer, AuditEvent, ContainerId, Error, Escapee, EscapeeAct, EscapeeState, Evidence, ExitStatus, GitLocks,
+    KillAnswer, KillMode, Notification, ProcessId, Receipt, Refused, Rule, RunId, RunSpec, RunView, Sample, Sought,
+    Worktree,
 };
 
+use super::Settings;
 use super::run::Run;
 
 /// Where the answer to a request goes; only the driver knows what is behind the number.
@@ -18,6 +20,8 @@ pub struct ReplyTo(pub u64);
 pub enum Ticket {
     /// That it was accepted, before anything is made for it.
     Launch(RunId),
+    /// That it is queued, and what it is to execute, before anyone is told that it was accepted.
+    Queue(RunId),
     /// That it is contained, before its gate is opened.
     Start(RunId),
     /// The intent of its kill, before the first signal.
@@ -47,6 +51,8 @@ pub enum Event {
         reply: ReplyTo,
         /// Who asks.
         actor: Actor,
+        /// Why, in their words; may be empty.
+        reason: String,
     },
     /// A kill is asked for.
     Kill {
@@ -183,6 +189,15 @@ pub enum Event {
         /// What came of it for each.
         states: Vec<(ProcessId, EscapeeState)>,
     },
+    /// Locks of git were looked for in the directory of a run that is over.
+    LocksFound {
+        /// The run.
+        run: RunId,
+        /// Of the look that was asked for.
+        number: u64,
+        /// What was found.
+        found: GitLocks,
+    },
     /// The OOM killer has struck in the run.
     OomKilled {
         /// The run.
@@ -271,6 +286,10 @@ pub enum Event {
         /// What is left of it.
         found: Found,
     },
+    /// All runs of an earlier instance are taken up: others may have their turn.
+    Recovered,
+    /// Other settings are in force.
+    Configured(Settings),
     /// Look at the deadlines.
     Tick,
 }
@@ -293,6 +312,10 @@ pub enum Removal {
 pub enum Found {
     /// The host was booted since: nothing can be left, and no old identity counts.
     Rebooted,
+    /// It was queued, nothing of it was executed, and what it is to execute is at hand.
+    Waiting,
+    /// It was queued, and what it is to execute is not known any more.
+    Forgotten(String),
     /// Its container is gone: nothing can be left in it.
     Gone,
     /// What is in its container's place cannot be proved to be the run's: left alone.
@@ -313,9 +336,12 @@ pub enum Found {
 pub enum Effect {
     /// Put it on record, in one transaction.
     Record(Box<Record>),
+    /// It has to wait for its turn: give up what was made ahead for a detached run, and watch the client of a foreground run.
+    Wait(RunId),
     /// Make the container, put the process into it, check, watch. Answered by `Contained` or `NotContained`.
     Contain(RunId),
-    /// Open the gate of a detached run. Answered by `GateOpened`.
+    /// Open the gate of a detached run; of one that was queued, let go of what is kept of its launch first. Answered by
+    /// `GateOpened`.
     OpenGate(RunId),
     /// Drop the gated process: it exits and executes nothing.
     CloseGate(RunId),
@@ -334,6 +360,9 @@ pub enum Effect {
         /// What is done.
         act: EscapeeAct,
     },
+    /// Look for locks of git in the directory of a run that is over, off this thread, and remove those that are to be removed.
+    /// Answered by `LocksFound`, some time.
+    LookForLocks(Box<Worktree>),
     /// Look whether anything is in the container. Answered by `Populated`.
     Look(RunId),
     /// Look at what each process waits for, now. Answered by `Inspected`.

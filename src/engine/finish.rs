@@ -10,10 +10,12 @@ use crate::model::{
 };
 
 use super::deadlines::Due;
-use super::escape::LastLook;
 use super::run::{Closing, Kill};
 use super::{Effect, Engine, FIRST_STATUS, Main, RECORD_WAIT, Removal, Run, STATUS_WAIT, State, Stop, Ticket};
 
+/// What a kill sends.
+const SIGTERM: i32 = 15;
+const SIGKILL: i32 = 9;
 /// Removal gives EBUSY for some milliseconds after `populated 0`; this often it is tried again, about 5 s in all.
 const REMOVALS: u32 = 60;
 /// What a gated child exits with that executed nothing.
@@ -48,7 +50,8 @@ impl Run {
 
     /// The proof of its kill.
     fn receipt_of(&self, kill: Kill) -> Receipt {
-        kill.receipt(self.spec.containment, !self.scattered, self.escapes.known.clone())
+        let remains = self.remains(&kill);
+        kill.receipt(self.spec.containment, !self.scattered, self.escapes.known.clone(), remains)
     }
 
     /// How the run ended; none while it depends on a status that is still to come.
@@ -62,7 +65,7 @@ impl Run {
                 Some(Outcome::Lost { why: why.to_owned() })
             }
             Main::Exited { status: Some(ExitStatus::Exited(code)), .. } => Some(Outcome::Exited { code }),
-            Main::Exited { status: Some(ExitStatus::Signaled(9)), oom, .. } if oom || self.oom_kills > 0 => {
+            Main::Exited { status: Some(ExitStatus::Signaled(SIGKILL)), oom, .. } if oom || self.oom_kills > 0 => {
                 Some(Outcome::Oom)
             }
             Main::Exited { status: Some(ExitStatus::Signaled(signal)), .. } => Some(Outcome::Signaled { signal }),
@@ -77,10 +80,16 @@ impl Run {
             // Its child exits as soon as it sees that the gate stays closed, mostly before a signal is sent.
             (Some(kill), _) if self.kept_closed => Some(Outcome::Killed { reason: kill.answer.reason.clone() }),
             // With its shim a run in a PID namespace is ended by the kernel.
-            (Some(kill), Main::Exited { status: Some(ExitStatus::Signaled(9)), .. }) if self.scattered => {
+            (Some(kill), Main::Exited { status: Some(ExitStatus::Signaled(SIGKILL)), .. }) if self.scattered => {
                 Some(Outcome::Killed { reason: kill.answer.reason.clone() })
             }
             (_, _) if self.stopped_outside => Some(Outcome::Killed { reason: KillReason::StoppedOutside }),
+            // An earlier instance has sent it, and did not live to record that.
+            (Some(kill), Main::Exited { status: Some(ExitStatus::Signaled(SIGTERM | SIGKILL)), .. })
+                if kill.was_resumed() && natural != Some(Outcome::Oom) =>
+            {
+                Some(Outcome::Killed { reason: kill.answer.reason.clone() })
+            }
             // What exited before anything was done to it ended by itself, whatever came over the rest of the run.
             (_, Main::Exited { by_itself: true, .. }) => natural,
             (Some(kill), _) if kill.acted() => Some(Outcome::Killed { reason: kill.answer.reason.clone() }),
@@ -96,6 +105,7 @@ impl Engine {
                 self.deadlines.clear(id, Due::Record);
                 self.launch_recorded(id, ok, now);
             }
+            Ticket::Queue(id) => self.queue_recorded(id, ok, now),
             Ticket::Start(id) => self.start_recorded(id, ok, now),
             Ticket::Kill(id) => self.kill_recorded(id, ok, now),
             Ticket::Finish(id) => self.finish_recorded(id, now),
@@ -105,6 +115,7 @@ impl Engine {
 
     pub(super) fn record_overdue(&mut self, id: RunId, now: Now) {
         match self.runs.get(&id).map(|r| &r.state) {
+            Some(State::Queued { .. }) => self.queue_recorded(id, false, now),
             Some(State::Accepting) => self.launch_recorded(id, false, now),
             Some(State::Containing) => self.containing_overdue(id, now),
             Some(State::Live { .. }) => self.start_recorded(id, false, now),
@@ -120,7 +131,7 @@ impl Engine {
         match run.state {
             State::Live { .. } | State::Stopping(..) | State::Killing(..) => self.effects.push(Effect::Look(id)),
             State::Emptied(..) => self.close(id, now),
-            State::Accepting | State::Containing | State::Closing(_) => {}
+            State::Queued { .. } | State::Accepting | State::Containing | State::Closing(_) => {}
         }
     }
 
@@ -142,9 +153,10 @@ impl Engine {
             Main::Alive => "its main process left the run",
             Main::Exited { .. } | Main::Unknown => "nobody reported how its main process ended",
         };
+        let is_looked_at = run.is_looked_at();
         let State::Emptied(kill, since) = &mut run.state else { return };
         let waited = now.mono.since(*since);
-        if run.escapes.last == LastLook::Awaited {
+        if is_looked_at {
             return self.deadlines.set(id, Due::Status, now.mono + waited.clamp(FIRST_STATUS, STATUS_WAIT));
         }
         if waited < STATUS_WAIT {
@@ -175,15 +187,22 @@ impl Engine {
         self.deadlines.clear_run(id);
         self.deadlines.set(id, Due::Status, now.mono + FIRST_STATUS);
         self.look_last(id, now);
+        if matches!(self.runs.get(&id).map(|run| &run.state), Some(State::Emptied(Some(_), _))) {
+            self.look_for_locks(id, now);
+        }
         self.close(id, now);
     }
 
-    /// Closes an emptied run if its outcome is known, and nothing is done about escapees any more.
+    /// Closes an emptied run if its outcome is known, and nothing is looked for any more, nor done about escapees.
     pub(super) fn close(&mut self, id: RunId, now: Now) {
-        let Some(run) = self.runs.get_mut(&id).filter(|run| run.escapes.last != LastLook::Awaited) else { return };
+        let Some(run) = self.runs.get_mut(&id).filter(|run| !run.is_looked_at()) else { return };
         let State::Emptied(kill, since) = &mut run.state else { return };
         let (kill, since) = (kill.take(), *since);
         match run.outcome(kill.as_ref()) {
+            Some(outcome) if kill.is_none() && run.is_cut_short(&outcome) => {
+                run.state = State::Emptied(None, since);
+                self.look_for_locks(id, now);
+            }
             Some(outcome) => {
                 let receipt = kill.map(|k| run.receipt_of(k));
                 self.close_as(id, outcome, receipt, Vec::new(), now);
@@ -202,7 +221,13 @@ impl Engine {
         now: Now,
     ) {
         let Some(run) = self.runs.get_mut(&id) else { return };
+        self.line.leave(run);
+        self.line.stir();
         run.timers.clear();
+        if receipt.is_none() {
+            let told = run.locks_left();
+            run.notices.extend(told);
+        }
         // That a timer was near, or memory short, is of no concern any more.
         run.reasons.retain(|r| matches!(r.rule, Rule::Oom | Rule::Leftovers | Rule::Unkillable | Rule::Escapees));
         if run.opening {
@@ -227,8 +252,10 @@ impl Engine {
         let Some(run) = self.runs.get_mut(&id) else { return };
         let State::Closing(Closing { removals: removals @ None, .. }) = &mut run.state else { return };
         *removals = Some(0);
+        let has_container = run.container.is_some();
         self.deadlines.clear(id, Due::Record);
-        if run.container.is_some() {
+        self.answer_early_kill(id);
+        if has_container {
             self.effects.push(Effect::Remove(id));
         } else {
             self.finish(id, now);

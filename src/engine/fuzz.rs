@@ -4,7 +4,8 @@
 use super::{Effect, Engine, Event, Found, Removal, Run, Settings};
 use crate::model::fuzz::Target;
 use crate::model::{
-    CgroupIdentity, ContainerId, EscapeeAct, EscapeeState, Evidence, Mono, Now, Refused, RunId, Sample, Wall,
+    CgroupIdentity, ContainerId, EscapeeAct, EscapeeState, Evidence, GitLocks, Mono, Notification, Now, Refused, RunId,
+    Sample, Wall,
 };
 
 pub const TARGETS: &[Target] = &[("run_state", run_state)];
@@ -24,7 +25,9 @@ fn run_state(data: &[u8]) {
         Found::There { container, main_alive, client_alive }
     };
     let all = [there(true, true), there(false, true), there(true, false), Found::Rebooted, Found::Gone];
-    for found in all.into_iter().chain([Found::Foreign("it is another's".into())]) {
+    let waiting =
+        [Found::Waiting, Found::Forgotten("its launch is gone".into())].into_iter().filter(|_| run.is_waiting());
+    for found in all.into_iter().chain([Found::Foreign("it is another's".into())]).chain(waiting) {
         go_on(run.clone(), found);
     }
 }
@@ -33,10 +36,12 @@ fn run_state(data: &[u8]) {
 fn go_on(run: Run, found: Found) {
     let id = run.spec.id;
     let mut now = Now { mono: Mono(1_000_000_000), wall: Wall(1_700_000_000_000_000) };
-    let mut engine = Engine::new(Settings { max_runs: 10 });
-    let effects = engine.step(Event::Adopt { run: Box::new(run), found }, now);
+    let mut engine = Engine::new(Settings { max_runs: 10, ..Settings::default() });
+    let mut effects = engine.step(Event::Adopt { run: Box::new(run), found }, now);
+    effects.extend(engine.step(Event::Recovered, now));
     perform(&mut engine, effects, now);
     check_that_nothing_follows_from_what_is_refused(&mut engine, id, now);
+    report(&mut engine, id, now);
     for _ in 0..MOST_TICKS {
         let Some(next) = engine.next_deadline().filter(|next| *next < NEVER) else { break };
         let passed = next.since(now.mono);
@@ -60,6 +65,9 @@ fn perform(engine: &mut Engine, effects: Vec<Effect>, now: Now) {
             Effect::Sample(run) => Some(Event::Sampled { run, sample: Sample::default() }),
             Effect::Examine(run) => Some(Event::Examined { run, look: Sample::default() }),
             Effect::Seek(of) => Some(Event::Sought { run: of.run, number: of.number, found: Vec::new() }),
+            Effect::LookForLocks(of) => {
+                Some(Event::LocksFound { run: of.run, number: of.number, found: GitLocks::default() })
+            }
             Effect::ActOnEscapees { of, act } => {
                 let state = if act == EscapeeAct::Kill { EscapeeState::Gone } else { EscapeeState::There };
                 let states = of.known.iter().map(|known| (*known, state)).collect();
@@ -78,6 +86,21 @@ fn perform(engine: &mut Engine, effects: Vec<Effect>, now: Now) {
         if let Some(event) = event {
             effects.extend(engine.step(event, now));
         }
+    }
+}
+
+/// An agent goes on to report, which takes back no total.
+fn report(engine: &mut Engine, id: RunId, now: Now) {
+    let turns = |engine: &Engine| engine.run(id).and_then(|run| run.progress.as_ref()).map_or(0, |p| p.turns);
+    for message in [
+        &b"X_GUARDIAN_TURNS=7\nX_GUARDIAN_REPEATS=12\nX_GUARDIAN_WAITING=an answer"[..],
+        b"X_GUARDIAN_WAITING=\nX_GUARDIAN_COST_MICRO_USD=99999999\nX_GUARDIAN_RESULT=success",
+    ] {
+        let before = turns(engine);
+        let (messages, refused) = (vec![Notification::parse(message)], Refused::default());
+        let effects = engine.step(Event::Heard { run: id, messages, refused, reply: None }, now);
+        assert!(turns(engine) >= before || engine.run(id).is_none());
+        perform(engine, effects, now);
     }
 }
 

@@ -49,8 +49,9 @@ pub struct Pulse {
     configured: Option<Duration>,
     #[serde(skip)]
     told: Option<Mono>,
+    /// It has changed what the next instance is to know, and that is still to be put on record.
     #[serde(skip)]
-    unsaved: bool,
+    pub(super) unsaved: bool,
     #[serde(skip)]
     extension_audited: Option<Mono>,
 }
@@ -82,6 +83,9 @@ impl Engine {
         let run = self.runs.get_mut(&id).ok_or_else(|| Error::no_such_run(id))?;
         match run.state {
             State::Emptied(..) | State::Closing(_) => return Err(Error::already_finished(id)),
+            State::Queued { .. } => {
+                return Err(Error::invalid(format!("{id} is queued: nothing of it is executed yet")));
+            }
             State::Accepting | State::Containing | State::Live { .. } | State::Stopping(..) | State::Killing(..) => {}
         }
         run.heartbeats.refused.add(refused);
@@ -113,9 +117,17 @@ impl Engine {
                 "MAINPID= was refused: a run's main process is the one that it was started with".to_owned(),
             );
         }
-        let State::Live { ready } = run.state else { return };
-        if said.ready && !ready && run.spec.limits.readiness != Readiness::Exec {
+        if let State::Live { ready: false } = run.state
+            && said.ready
+            && run.spec.limits.readiness != Readiness::Exec
+        {
             self.became_ready(id, now);
+        }
+        if let Some(progress) = &said.progress {
+            self.progressed(id, progress, now);
+        }
+        if !self.runs.get(&id).is_some_and(|run| matches!(run.state, State::Live { .. })) {
+            return;
         }
         if let Some(window) = said.window {
             self.set_window(id, window, now);
@@ -232,7 +244,7 @@ impl Engine {
         let event = run.event(EventKind::HeartbeatLate, Actor::Guardian, text, details, now);
         self.save(id, vec![event], now);
         if kills {
-            let reason = KillReason::Limit { rule: Rule::HeartbeatTimeout, allowed };
+            let reason = KillReason::over(Rule::HeartbeatTimeout, allowed);
             self.start_kill(id, KillMode::Graceful, reason, Actor::Guardian, Vec::new(), now);
         }
         self.end_if_idle(id, now);
@@ -249,7 +261,7 @@ impl Engine {
         };
         let idle = |t: &Tracked| t.track.rule == Rule::IdleTimeout && t.track.standing() >= Standing::Near;
         if run.tracks.iter().any(idle) {
-            let reason = KillReason::Limit { rule: Rule::HeartbeatTimeout, allowed };
+            let reason = KillReason::over(Rule::HeartbeatTimeout, allowed);
             self.start_kill(id, KillMode::Graceful, reason, Actor::Guardian, Vec::new(), now);
         }
     }
@@ -334,5 +346,6 @@ impl Run {
         if let Some((left, allowed)) = &mut self.pulse.paused {
             *left = *allowed;
         }
+        self.clocks_begin_anew(now);
     }
 }

@@ -11,7 +11,7 @@ use crate::model::{
 
 use super::deadlines::Due;
 use super::run::{EarlyKill, Kill, Killing, Stop};
-use super::{Effect, Engine, Main, RECORD_WAIT, ReplyTo, State, Ticket, UNKILLABLE_AFTER, WARN_PERCENT};
+use super::{Effect, Engine, Main, RECORD_WAIT, ReplyTo, State, Ticket, UNKILLABLE_AFTER};
 
 /// How long to wait before `cgroup.kill` is written once more; longer each time, up to ten times this.
 const KILL_AGAIN: Duration = Duration::from_millis(100);
@@ -37,6 +37,7 @@ impl Engine {
             State::Emptied(..) | State::Closing(_) => {
                 self.effects.push(Effect::Reply(reply, Err(Error::already_finished(id))));
             }
+            State::Queued { .. } => self.end_queued(id, reason, actor, vec![reply], now),
             State::Accepting | State::Containing => self.kill_early(id, mode, reason, actor, Some(reply)),
             State::Live { .. } => self.start_kill(id, mode, reason, actor, vec![reply], now),
             State::Stopping(kill, _) => {
@@ -244,6 +245,7 @@ impl Engine {
     pub(super) fn client_gone(&mut self, id: RunId, now: Now) {
         let Some(run) = self.runs.get(&id) else { return };
         match run.state {
+            State::Queued { .. } => self.end_queued(id, KillReason::ClientGone, Actor::Guardian, Vec::new(), now),
             State::Accepting | State::Containing => {
                 self.kill_early(id, KillMode::Graceful, KillReason::ClientGone, Actor::Guardian, None);
             }
@@ -309,9 +311,9 @@ impl Engine {
             if left > super::last_part(timer.allowed) {
                 continue;
             }
-            let (allowed, left) = (human_duration(timer.allowed), human_duration(left));
+            let (passed, left) = (run.passed(rule, timer, now), human_duration(left));
             let then = if run.kills(rule) { "it is killed" } else { "that is too long" };
-            let text = format!("{WARN_PERCENT} % of {rule} ({allowed}) has passed: {then} in {left}; {why}");
+            let text = format!("{passed}: {then} in {left}; {why}");
             run.warn(rule, Health::Warning, text.clone(), now);
             let details = json!({ "limit": rule, "allowed_usec": super::usec(timer.allowed), "ends_at_usec": now.wall_of(timer.ends).0 });
             audit.push(run.event(EventKind::LimitWarning, Actor::Guardian, text, details, now));
@@ -332,10 +334,11 @@ impl Engine {
     pub(super) fn limit_reached(&mut self, id: RunId, rule: Rule, now: Now) {
         let Some(run) = self.runs.get(&id) else { return };
         let (State::Live { .. }, Some(timer)) = (&run.state, run.timers.get(&rule)) else { return };
+        let (allowed, seen) = (timer.allowed, run.seen(rule, timer.allowed));
         if !run.kills(rule) {
-            return self.timer_over(id, rule, timer.allowed, now);
+            return self.timer_over(id, rule, allowed, seen, now);
         }
-        let reason = KillReason::Limit { rule, allowed: timer.allowed };
+        let reason = KillReason::Limit { rule, allowed, seen: seen.unwrap_or_default() };
         self.start_kill(id, KillMode::Graceful, reason, Actor::Guardian, Vec::new(), now);
     }
 

@@ -12,7 +12,7 @@ use super::run::EarlyKill;
 use super::{CONTAIN_WAIT, Effect, Engine, LAUNCH_RECORD_WAIT, ReplyTo, Run, State, Ticket};
 
 impl Engine {
-    pub(super) fn launch(&mut self, spec: RunSpec, reply: ReplyTo, actor: Actor, now: Now) {
+    pub(super) fn launch(&mut self, spec: RunSpec, reply: ReplyTo, actor: Actor, reason: String, now: Now) {
         let id = spec.id;
         if let Some(refusal) = self.refuse_launch(id) {
             self.effects.push(Effect::CloseGate(id));
@@ -20,11 +20,15 @@ impl Engine {
             return;
         }
         let run = Run::new(spec, now, Some(reply));
+        let full = self.full(&run.spec.workflow);
         let details = json!({
             "command": run.spec.command, "cwd": run.spec.cwd, "limits": run.spec.limits,
             "detached": run.spec.client.is_none(), "name": run.spec.name,
         });
-        let event = run.event(EventKind::RunAccepted, actor, "", details, now);
+        let event = run.event(EventKind::RunAccepted, actor, reason, details, now);
+        if let Some(full) = full {
+            return self.queue(run, &full, event, now);
+        }
         self.runs.insert(id, run);
         self.deadlines.set(id, Due::Record, now.mono + LAUNCH_RECORD_WAIT);
         if let Some(mut record) = self.record_of(id, vec![event], now) {
@@ -155,7 +159,7 @@ impl Engine {
     }
 
     /// Nothing was made for it: it is over at once.
-    fn launch_failed(&mut self, id: RunId, error: Error, now: Now) {
+    pub(super) fn launch_failed(&mut self, id: RunId, error: Error, now: Now) {
         let Some(run) = self.runs.get_mut(&id) else { return };
         let event = run.event(EventKind::LaunchFailed, Actor::Guardian, error.message.clone(), json!({}), now);
         let outcome = Outcome::Lost { why: format!("the launch failed: {error}") };
@@ -187,7 +191,7 @@ impl Engine {
     }
 }
 
-fn store_unavailable(why: &str) -> Error {
+pub(super) fn store_unavailable(why: &str) -> Error {
     Error::new(
         ErrorKind::StoreUnavailable,
         format!("no run is started while the audit cannot be written ({why}): `guardian doctor` says where it is kept"),

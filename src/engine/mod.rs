@@ -1,6 +1,7 @@
 //! The pure core: when a run is warned, killed and finished. `step(event, now) -> effects`; no I/O, no clock.
 //!
 //! ```text
+//!          no room: Queued ─┐ has its turn
 //!             Launch       Recorded       Contained      Probed(output)
 //!  (gated) ──▶ Accepting ──▶ Containing ──▶ Live ──────────▶ Live (ready)
 //!                 │              │           │ timer, Kill, ClientGone, leftovers
@@ -20,11 +21,13 @@
 //! - nothing is signalled before the intent is on record, or the store had its bounded time for it;
 //! - the grace period is honoured unless force is asked for;
 //! - a run is over only when its cgroup was read as empty, or is proved to be gone;
+//! - no more runs run at once than may, and of those that wait nobody is passed over for long ([`queue`]);
 //! - one kill for each run, however many ask; one terminal outcome; nothing happens to a run after it.
 //!
 //! Imports the model alone. The driver in `daemon` performs the effects and brings back what came of them.
 
 mod adopt;
+mod agent;
 mod deadlines;
 pub mod detect;
 mod escape;
@@ -36,6 +39,8 @@ mod heartbeat;
 mod kill;
 mod launch;
 mod memory;
+mod queue;
+mod remains;
 mod run;
 mod watch;
 
@@ -49,10 +54,13 @@ use crate::model::{
     human_duration,
 };
 
+pub use agent::Agent;
 use deadlines::{Deadlines, Due};
 pub use escape::Escapes;
 pub use event::{Effect, Event, Found, Record, Removal, ReplyTo, Ticket};
 pub use heartbeat::Pulse;
+pub use queue::Concurrency;
+use queue::Line;
 pub use run::{Main, Run, State, Stop};
 pub use watch::Tracked;
 
@@ -81,10 +89,12 @@ const PROBE_GRID: Duration = Duration::from_secs(1);
 const WARN_PERCENT: u32 = 80;
 
 /// What the engine is held to itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Settings {
-    /// How many runs may be live at once.
+    /// How many runs may be live at once, those that are queued among them.
     pub max_runs: usize,
+    /// How many may run at once.
+    pub concurrency: Concurrency,
 }
 
 /// All runs and their deadlines.
@@ -93,9 +103,13 @@ pub struct Engine {
     settings: Settings,
     runs: BTreeMap<RunId, Run>,
     deadlines: Deadlines,
+    /// Who waits for a turn.
+    line: Line,
+    /// Runs of an earlier instance are being taken up: until all are, nobody has a turn.
+    recovering: bool,
     /// Runs that are over, and whose escapees are still to be looked for.
     parted: BTreeMap<RunId, Run>,
-    /// How many looks for escapees were asked for.
+    /// How many looks for escapees and locks were asked for.
     looks: u64,
     /// Why the store is in trouble, while it is.
     trouble: Option<String>,
@@ -105,13 +119,17 @@ pub struct Engine {
 impl Engine {
     /// An engine without runs.
     pub fn new(settings: Settings) -> Self {
-        let (runs, parted, deadlines) = (BTreeMap::new(), BTreeMap::new(), Deadlines::default());
-        Self { settings, runs, deadlines, parted, looks: 0, trouble: None, effects: Vec::new() }
-    }
-
-    /// Takes new settings after a reload.
-    pub fn configure(&mut self, settings: Settings) {
-        self.settings = settings;
+        Self {
+            settings,
+            runs: BTreeMap::new(),
+            deadlines: Deadlines::default(),
+            line: Line::default(),
+            recovering: false,
+            parted: BTreeMap::new(),
+            looks: 0,
+            trouble: None,
+            effects: Vec::new(),
+        }
     }
 
     /// The live runs.
@@ -147,12 +165,13 @@ impl Engine {
     /// Decides what to do about an event. The effects are to be performed in order.
     pub fn step(&mut self, event: Event, now: Now) -> Vec<Effect> {
         self.decide(event, now);
+        self.give_turns(now);
         std::mem::take(&mut self.effects)
     }
 
     fn decide(&mut self, event: Event, now: Now) {
         match event {
-            Event::Launch { spec, reply, actor } => self.launch(*spec, reply, actor, now),
+            Event::Launch { spec, reply, actor, reason } => self.launch(*spec, reply, actor, reason, now),
             Event::Kill { run, mode, text, actor, reply } => self.kill_asked(run, mode, text, actor, reply, now),
             Event::Extend { run, rule, by, actor, reply } => {
                 let answer = self.extend(run, rule, by, actor, now);
@@ -171,7 +190,10 @@ impl Engine {
             Event::Recorded(ticket) => self.recorded(ticket, true, now),
             Event::NotRecorded(ticket) => self.recorded(ticket, false, now),
             Event::StoreTroubled(why) => self.trouble = Some(why),
-            Event::StoreRecovered => self.trouble = None,
+            Event::StoreRecovered => {
+                self.trouble = None;
+                self.line.stir();
+            }
             Event::Contained { run, main, container, notices } => self.contained(run, main, container, notices, now),
             Event::NotContained { run, error, container } => self.not_contained(run, error, container, now),
             Event::GateOpened { run, result } => self.gate_opened(run, result, now),
@@ -183,6 +205,7 @@ impl Engine {
             Event::ActedOnEscapees { run, number, act, states } => {
                 self.acted_on_escapees(run, number, act, &states, now);
             }
+            Event::LocksFound { run, number, found } => self.locks_found(run, number, found, now),
             Event::OomKilled { run, kills } => self.oom_killed(run, kills, now),
             Event::MainExited { run, status, oom } => self.main_exited(run, status, oom, now),
             Event::ClientGone(run) => self.client_gone(run, now),
@@ -196,6 +219,14 @@ impl Engine {
             Event::StatusAsked { run, status } => self.status_asked(run, status, now),
             Event::Removed { run, result } => self.removed(run, result, now),
             Event::Adopt { run, found } => self.adopt(*run, found, now),
+            Event::Recovered => {
+                self.recovering = false;
+                self.line.stir();
+            }
+            Event::Configured(settings) => {
+                self.settings = settings;
+                self.line.stir();
+            }
             Event::Tick => {
                 while let Some((run, due)) = self.deadlines.pop(now.mono) {
                     self.fall_due(run, due, now);
@@ -208,6 +239,8 @@ impl Engine {
         match due {
             Due::Record => self.record_overdue(run, now),
             Due::Probe => self.effects.push(Effect::Probe(run)),
+            Due::Warn(Rule::QueueTimeout) => self.queue_near(run, now),
+            Due::Timer(Rule::QueueTimeout) => self.queue_over(run, now),
             Due::Warn(Rule::HeartbeatTimeout) => self.heartbeat_near(run, now),
             Due::Timer(Rule::HeartbeatTimeout) => self.heartbeat_due(run),
             Due::Warn(rule) => self.warn_timer(run, rule),
@@ -215,6 +248,7 @@ impl Engine {
             Due::Watch => self.look_due(run),
             Due::Tell => self.tell(run, now),
             Due::Seek => self.seek_due(run, now),
+            Due::Locks => self.locks_overdue(run, now),
             Due::Hunt => self.hunt_due(run, now),
             Due::Settle => self.effects.push(Effect::Look(run)),
             Due::Grace => self.grace_over(run),
@@ -311,6 +345,7 @@ impl Engine {
         run.ready = Some(now.wall);
         self.deadlines.clear(id, Due::Probe);
         self.stop_timer(id, Rule::InitTimeout);
+        self.begin_first_turn(id, now);
         if let Some(run) = self.runs.get(&id) {
             let event = run.event(EventKind::RunReady, Actor::Guardian, "", json!({}), now);
             self.save(id, vec![event], now);
@@ -336,7 +371,7 @@ impl Engine {
                     "{id} is being ended already: its limits cannot be extended any more"
                 )));
             }
-            State::Accepting | State::Containing | State::Live { .. } => {}
+            State::Queued { .. } | State::Accepting | State::Containing | State::Live { .. } => {}
         }
         let ends = match run.timers.get(&rule).copied() {
             None => self.extend_track(id, rule, by).ok_or_else(|| {
@@ -372,6 +407,7 @@ impl Engine {
                 return self.effects.push(Effect::Freeze { run: id, frozen, actor, reply });
             }
             Some(State::Emptied(..) | State::Closing(_)) => Error::already_finished(id),
+            Some(State::Queued { .. }) => Error::invalid(format!("{id} is queued: there is nothing to freeze yet")),
             Some(State::Accepting | State::Containing) => Error::invalid(format!("{id} is still starting: try again")),
             // A frozen run cannot act on SIGTERM: a kill thaws it, and nothing may freeze it again.
             Some(State::Stopping(..) | State::Killing(..)) => {
@@ -393,6 +429,7 @@ impl Engine {
         let answer = result.map(|()| Answer::Done).map_err(Error::internal);
         if answer.is_ok() {
             self.heartbeats_stand_still(id, frozen, now);
+            self.clocks_stand_still(id, frozen, now);
         }
         if answer.is_ok()
             && let Some(run) = self.runs.get_mut(&id)

@@ -7,14 +7,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{
     Actor, AuditEvent, ContainerId, Containment, Escapee, EventKind, Evidence, ExitStatus, Health, HealthReason,
-    Heartbeats, KillAnswer, KillMode, KillReason, Mono, Now, Outcome, Phase, Receipt, Rule, RunSpec, RunView, Sample,
-    Step, StepKind, Usage, Wall, explain,
+    Heartbeats, KillAnswer, KillMode, KillReason, Mono, Now, Outcome, Phase, Progress, Receipt, Remains, Rule, RunSpec,
+    RunView, Sample, Step, StepKind, Usage, Wall, explain,
 };
 
+use super::agent::Agent;
 use super::detect::Standing;
 use super::escape::Escapes;
 use super::event::ReplyTo;
 use super::heartbeat::Pulse;
+use super::remains::LocksLook;
 use super::watch::Tracked;
 
 /// A live run.
@@ -24,6 +26,9 @@ pub struct Run {
     pub spec: RunSpec,
     /// Where it is.
     pub state: State,
+    /// Its place in the queue, if it had to wait for its turn.
+    #[serde(default)]
+    pub place: Option<u64>,
     /// Its main process.
     pub main: Main,
     /// What holds it, once something does.
@@ -73,9 +78,18 @@ pub struct Run {
     /// What is waited for because of that.
     #[serde(default)]
     pub pulse: Pulse,
+    /// How far it has come, if it reports that.
+    #[serde(default)]
+    pub progress: Option<Progress>,
+    /// What follows from that.
+    #[serde(default)]
+    pub agent: Agent,
     /// What of it is outside of its container.
     #[serde(default)]
     pub escapes: Escapes,
+    /// Whether locks of git were looked for in its directory. The next instance looks for itself.
+    #[serde(skip)]
+    pub(super) locks: LocksLook,
     /// A kill that came before the process was contained; it is begun as soon as that is so.
     #[serde(skip)]
     pub early_kill: Option<EarlyKill>,
@@ -120,6 +134,14 @@ pub struct Timer {
 /// Where a run is, with what it needs there. Every state answers every event (see the module's table).
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum State {
+    /// It waits for its turn; nothing of it is executed.
+    Queued {
+        /// That is on record.
+        #[serde(skip)]
+        on_record: bool,
+        /// What it waits for, in a sentence.
+        why: String,
+    },
     /// Being put on record; nothing is made for it yet.
     Accepting,
     /// On record; its cgroup is made and its process moved.
@@ -244,8 +266,19 @@ impl Kill {
         self.terminated > 0 || self.killed > 0
     }
 
+    /// True if an earlier instance began it, of which it is not known what it had sent.
+    pub fn was_resumed(&self) -> bool {
+        self.steps.iter().any(|step| step.kind == StepKind::Resumed)
+    }
+
     /// The proof, of a run that the kernel has said to be empty.
-    pub fn receipt(self, containment: Containment, proved: bool, escapees: Vec<Escapee>) -> Receipt {
+    pub fn receipt(
+        self,
+        containment: Containment,
+        proved: bool,
+        escapees: Vec<Escapee>,
+        remains: Option<Remains>,
+    ) -> Receipt {
         let explanation = self.explanation();
         Receipt {
             run: self.answer.run,
@@ -261,6 +294,7 @@ impl Kill {
             containment,
             proved,
             escapees,
+            remains,
             explanation,
             growth: self.evidence.growth,
             processes: self.evidence.processes,
@@ -275,6 +309,7 @@ impl Run {
         Self {
             spec,
             state: State::Accepting,
+            place: None,
             main: Main::Alive,
             container: None,
             notices: Vec::new(),
@@ -294,7 +329,10 @@ impl Run {
             reasons: Vec::new(),
             heartbeats: Heartbeats::default(),
             pulse: Pulse::default(),
+            progress: None,
+            agent: Agent::default(),
             escapes: Escapes::default(),
+            locks: LocksLook::default(),
             early_kill: None,
             executing: false,
             adopted: false,
@@ -312,6 +350,7 @@ impl Run {
     /// The phase that people are shown.
     pub fn phase(&self) -> Phase {
         match self.state {
+            State::Queued { .. } => Phase::Queued,
             State::Accepting | State::Containing => Phase::Starting,
             State::Live { ready: false } => Phase::Initializing,
             State::Live { ready: true } => Phase::Running,
@@ -379,8 +418,10 @@ impl Run {
             deadlines: self.ends().map(|(rule, at)| (rule, now.wall_of(at))).collect(),
             outcome: closing.map(|c| c.outcome.clone()),
             receipt: closing.and_then(|c| c.receipt.clone()),
+            queued: self.queued(),
             usage: Usage::default(),
             heartbeats: self.heartbeats.clone(),
+            progress: self.progress.clone(),
             escapees: self.escapes.known.clone(),
             notices: self.notices.clone(),
         }

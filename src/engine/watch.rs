@@ -153,19 +153,21 @@ impl Engine {
             self.save(id, audit, now);
         }
         if let Some((rule, allowed)) = ending {
-            let reason = KillReason::Limit { rule, allowed };
+            let reason = KillReason::over(rule, allowed);
             self.start_kill(id, KillMode::Graceful, reason, Actor::Guardian, Vec::new(), now);
         }
         self.end_if_idle(id, now);
     }
 
     /// A timer is over that does not end its run. That is said once; more time takes it back.
-    pub(super) fn timer_over(&mut self, id: RunId, rule: Rule, allowed: Duration, now: Now) {
+    pub(super) fn timer_over(&mut self, id: RunId, rule: Rule, allowed: Duration, seen: Option<String>, now: Now) {
         let Some(run) = self.runs.get_mut(&id) else { return };
         if run.reasons.iter().any(|r| r.rule == rule && r.level == Health::Critical) {
             return;
         }
-        let event = over(run, rule, allowed, format!("{rule} of {} is over", human_duration(allowed)), now);
+        let text = seen.unwrap_or_else(|| KillReason::over(rule, allowed).to_string());
+        let event = over(run, rule, allowed, text, now);
+        self.forget_clock(id, rule);
         self.save(id, vec![event], now);
     }
 
@@ -209,8 +211,11 @@ impl Run {
 
     /// Whether a rule ends this run, and does not only say so.
     pub fn kills(&self, rule: Rule) -> bool {
-        let action = self.spec.limits.rule(rule).map(|(action, _)| action);
-        action == Some(Action::Kill) && !self.spec.limits.watch.dry_run
+        self.kills_but_for_dry_run(rule) && !self.spec.limits.watch.dry_run
+    }
+
+    pub(super) fn kills_but_for_dry_run(&self, rule: Rule) -> bool {
+        self.spec.limits.rule(rule).is_some_and(|(action, _)| action == Action::Kill)
     }
 }
 
@@ -230,11 +235,14 @@ fn over(run: &mut Run, rule: Rule, allowed: Duration, text: String, now: Now) ->
     let action = run.spec.limits.rule(rule).map_or(Action::Warn, |(action, _)| action);
     let would = action == Action::Kill;
     let text = if would { format!("{text}; it would be killed, but for dry_run") } else { text };
-    // To compute or to wait for somebody is what many runs are for.
-    let harmless = matches!(rule, Rule::SpinTimeout | Rule::InputTimeout) && !would;
-    run.warn(rule, if harmless { Health::Warning } else { Health::Critical }, text.clone(), now);
+    run.warn(rule, if is_harmless(rule) && !would { Health::Warning } else { Health::Critical }, text.clone(), now);
     let details = json!({ "rule": rule, "action": action, "dry_run": run.spec.limits.watch.dry_run, "allowed_usec": super::usec(allowed) });
     run.event(EventKind::Verdict, Actor::Guardian, text, details, now)
+}
+
+/// To compute, to wait for somebody, or to try again is what many runs are for: it is warned of, and is never critical.
+pub(super) fn is_harmless(rule: Rule) -> bool {
+    matches!(rule, Rule::SpinTimeout | Rule::InputTimeout | Rule::PermissionTimeout | Rule::Loop)
 }
 
 /// What the run does not do, and what it waits for.

@@ -1,8 +1,8 @@
 use super::*;
 use crate::engine::{Event, Found, ReplyTo, Settings, Ticket};
 use crate::model::{
-    Answer, CgroupIdentity, ContainerId, Error, ExitStatus, Limits, Outcome, ProcessId, ProcessSeen, Processes,
-    Readiness, Resources, RunSpec, Sandbox, Wall, Watch,
+    Answer, CgroupIdentity, Cleanup, ContainerId, Error, ExitStatus, GitLocks, Limits, Outcome, ProcessId, ProcessSeen,
+    Processes, Readiness, Resources, RunSpec, Sandbox, Wall, Watch,
 };
 
 /// An engine with one run, of which every look shows what is set here.
@@ -48,7 +48,7 @@ fn idle_for_15_min() -> Watch {
 impl Bench {
     fn new(watch: Watch, init_timeout: Option<Duration>, max_runtime: Option<Duration>) -> Self {
         let mut bench = Self {
-            engine: Engine::new(Settings { max_runs: 9 }),
+            engine: Engine::new(Settings { max_runs: 9, ..Settings::default() }),
             now: Now { mono: Mono(5_000_000_000), wall: Wall(1_000_000) },
             look: STILL,
             evidence: Evidence {
@@ -62,6 +62,8 @@ impl Bench {
             killed: false,
         };
         let limits = Limits {
+            max_running: None,
+            queue_timeout: None,
             init_timeout,
             max_runtime,
             watch,
@@ -69,11 +71,12 @@ impl Bench {
             readiness: if init_timeout.is_some() { Readiness::Output } else { Readiness::Exec },
             resources: Resources { memory_max_bytes: Some(1000), ..Resources::default() },
             isolate_pids: false,
+            cleanup: Cleanup::default(),
             sandbox: Sandbox::default(),
             credentials: Vec::new(),
         };
         let spec = RunSpec { limits, ..crate::engine::tests::spec(RUN) };
-        bench.step(Event::Launch { spec: Box::new(spec), reply: ReplyTo(0), actor: me() });
+        bench.step(Event::Launch { spec: Box::new(spec), reply: ReplyTo(0), actor: me(), reason: String::new() });
         let (main, container) = (ProcessId { pid: 9, start_ticks: 9 }, bench.container());
         bench.step(Event::Contained { run: RUN, main, container, notices: Vec::new() });
         bench
@@ -109,6 +112,10 @@ impl Bench {
                     }
                     Effect::Examine(run) => events.push(Event::Examined { run, look: self.look }),
                     Effect::Probe(run) => events.push(Event::Probed { run, output: false }),
+                    Effect::LookForLocks(of) => {
+                        let found = GitLocks::default();
+                        events.push(Event::LocksFound { run: of.run, number: of.number, found });
+                    }
                     Effect::Freeze { run, frozen, actor, reply } => {
                         events.push(Event::FreezeDone { run, frozen, result: Ok(()), actor, reply });
                     }
@@ -186,7 +193,7 @@ fn an_idle_run_is_ended_where_the_action_says_so_and_not_in_a_dry_run() {
     let intent = b.audit.iter().find(|e| e.kind == EventKind::KillIntent).unwrap();
     assert_eq!((intent.reason.as_str(), &intent.actor), ("idle_timeout of 15 min is over", &Actor::Guardian));
     let rule = Rule::IdleTimeout;
-    let reason = KillReason::Limit { rule, allowed: Duration::from_secs(900) };
+    let reason = KillReason::over(rule, Duration::from_secs(900));
     assert_eq!((reason.code(), Outcome::Killed { reason: reason.clone() }.exit_status()), ("idle_timeout", 124));
 
     let mut b = Bench::new(Watch { dry_run: true, ..kill }, None, None);
@@ -278,7 +285,7 @@ fn the_next_instance_goes_on_after_a_whole_window() {
     b.pass(700);
     assert_eq!(b.health(), Health::Warning);
     let run: Run = serde_json::from_str(&b.kept).unwrap();
-    b.engine = Engine::new(Settings { max_runs: 9 });
+    b.engine = Engine::new(Settings { max_runs: 9, ..Settings::default() });
     b.pass(3600);
     let found = Found::There { container: b.container(), main_alive: true, client_alive: true };
     b.step(Event::Adopt { run: Box::new(run), found });

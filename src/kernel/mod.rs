@@ -11,6 +11,7 @@ pub mod examine;
 pub mod footprint;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzz;
+pub mod git;
 pub mod kill;
 pub mod look;
 pub mod mount;
@@ -30,8 +31,8 @@ use std::time::Duration;
 
 pub use crate::model::Evidence;
 use crate::model::{
-    ContainerId, Containment, Escapee, EscapeeAct, EscapeeState, ExitStatus, Notification, Notify, Now, ProcessId,
-    Refused, RunId, RunSpec, Sample, Sought, Usage,
+    ContainerId, Containment, Escapee, EscapeeAct, EscapeeState, ExitStatus, GitLocks, Notification, Notify, Now,
+    ProcessId, Refused, RunId, RunSpec, Sample, Sought, Usage, Worktree,
 };
 
 /// Why the kernel would not do something. `Gone` and `Busy` are events more than errors.
@@ -130,7 +131,7 @@ pub enum Notice {
     Told(RunId),
     /// A message is at the run's notify socket (see [`Kernel::hear`]).
     Spoke(RunId),
-    /// What was asked about escapees has an answer (see [`Kernel::findings`]).
+    /// What was asked about escapees, or about what a run leaves, has an answer (see [`Kernel::findings`]).
     Found,
     /// The command eventfd was written: look at the command channel.
     Woken,
@@ -147,8 +148,13 @@ pub struct Exec {
     pub cwd: Vec<u8>,
     /// What whoever executes it is to add to the environment, where that is not this instance: the wrapper of a service.
     pub notify: Option<Notify>,
-    /// Where stdout and stderr go: created with mode 0600, appended to. Stdin is /dev/null.
+    /// Where stdout and stderr go: created with mode 0600, appended to.
     pub log: PathBuf,
+    /// What stdin reads; none: /dev/null.
+    pub input: Option<Vec<u8>>,
+    /// The file in which this launch is kept, if it is. Whoever executes it empties that just before: while it is whole,
+    /// nothing was executed.
+    pub kept: Option<PathBuf>,
 }
 
 /// What the processes of a run have said since it was last listened to.
@@ -162,7 +168,7 @@ pub struct Heard {
     pub barriers: Vec<OwnedFd>,
 }
 
-/// What was found out about escapees.
+/// What was found out about escapees, and about what a run leaves.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Finding {
     /// They were looked for.
@@ -173,6 +179,15 @@ pub enum Finding {
         number: u64,
         /// Those that are there.
         found: Vec<Escapee>,
+    },
+    /// Locks of git were looked for.
+    Locks {
+        /// In the directory of which run.
+        run: RunId,
+        /// The number of the look.
+        number: u64,
+        /// What was found.
+        found: GitLocks,
     },
     /// Something was done to some, or tried.
     Acted {
@@ -306,6 +321,9 @@ pub trait Kernel {
     /// Sees whether these escapees are there, or signals them, each through a pidfd and after it was proved to be the run's;
     /// answered as `seek`.
     fn act_on_escapees(&mut self, of: Sought, act: EscapeeAct);
+    /// Looks for locks of git in the directory of a run that is over, and removes those that are to be removed; answered as
+    /// `seek`. Nothing is removed any more once nobody waits for the answer.
+    fn look_for_locks(&mut self, of: Worktree);
     /// The answers since the last call.
     fn findings(&mut self) -> Vec<Finding>;
     /// The number of times the OOM killer struck in the run; 0 where there is no memory controller to tell.

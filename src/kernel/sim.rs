@@ -11,8 +11,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use crate::model::{
-    CgroupIdentity, ContainerId, Escapee, EscapeeAct, EscapeeState, Evidence, ExitStatus, Fate, Mono, Notification,
-    Now, ProcessId, ProcessSeen, Processes, RunId, RunSpec, Sample, Sought, Usage, Wall,
+    CgroupIdentity, ContainerId, Escapee, EscapeeAct, EscapeeState, Evidence, ExitStatus, Fate, GitLocks, Mono,
+    Notification, Now, ProcessId, ProcessSeen, Processes, RunId, RunSpec, Sample, Sought, Usage, Wall, Worktree,
 };
 
 use super::{Attached, Created, Exec, Finding, Heard, Kernel, KernelError, Notice, Role};
@@ -79,7 +79,7 @@ pub struct World {
     pub scattered: BTreeSet<RunId>,
     /// Processes that carry a run's mark and have left its cgroup.
     pub escaped: BTreeMap<u32, RunId>,
-    /// The look for escapees gives no answer.
+    /// The looks for escapees and locks give no answer.
     pub seeker_stuck: bool,
     /// Runs that somebody else had stopped.
     pub stopped: BTreeSet<RunId>,
@@ -97,6 +97,10 @@ pub struct World {
     watched_cgroups: BTreeMap<RunId, u64>,
     last_pid: u32,
     last_inode: u64,
+    /// The runs whose cgroups were made here, by inode: those that carry our mark.
+    pub made: BTreeMap<u64, RunId>,
+    /// The runs whose command was executed here: what is kept of their launch is emptied.
+    pub emptied: BTreeSet<RunId>,
 }
 
 impl World {
@@ -123,6 +127,8 @@ impl World {
             watched_cgroups: BTreeMap::new(),
             last_pid: 100,
             last_inode: 1000,
+            made: BTreeMap::new(),
+            emptied: BTreeSet::new(),
         }))
     }
 
@@ -289,6 +295,7 @@ impl Kernel for SimKernel {
         world.last_inode += 1;
         let inode = world.last_inode;
         world.cgroups.insert(run, inode);
+        world.made.insert(inode, run);
         Ok(Created { container: SimCgroup { run, inode }, notices: Vec::new() })
     }
 
@@ -298,6 +305,9 @@ impl Kernel for SimKernel {
             (None, _) => Err(KernelError::Gone { what: run.to_string() }),
             (Some(inode), Some(known)) if *inode != known => {
                 Err(KernelError::NotOurs { what: run.to_string(), why: format!("inode {inode}, not {known}") })
+            }
+            (Some(inode), None) if world.made.get(inode) != Some(&run) => {
+                Err(KernelError::NotOurs { what: run.to_string(), why: "it does not carry our mark".to_owned() })
             }
             (Some(inode), _) => Ok(SimCgroup { run, inode: *inode }),
         }
@@ -341,8 +351,10 @@ impl Kernel for SimKernel {
     }
 
     fn open_gate(&mut self, process: &mut u32) -> Result<(), KernelError> {
-        if let Some(process) = self.0.borrow_mut().processes.get_mut(process) {
+        let world = &mut *self.0.borrow_mut();
+        if let Some(process) = world.processes.get_mut(process) {
             process.gated = false;
+            world.emptied.extend(process.cgroup.and_then(|inode| world.made.get(&inode)));
         }
         Ok(())
     }
@@ -506,6 +518,11 @@ impl Kernel for SimKernel {
             }
         }
         world.answer(Finding::Acted { run: of.run, number: of.number, act, states });
+    }
+
+    fn look_for_locks(&mut self, of: Worktree) {
+        let finding = Finding::Locks { run: of.run, number: of.number, found: GitLocks::default() };
+        self.0.borrow_mut().answer(finding);
     }
 
     fn findings(&mut self) -> Vec<Finding> {

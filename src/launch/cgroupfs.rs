@@ -18,11 +18,12 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use rustix::buffer::spare_capacity;
-use rustix::fs::{Access, AtFlags, CWD, Mode, accessat, getxattr, mkdirat};
+use rustix::fs::{Access, AtFlags, CWD, Mode, accessat, getxattr, mkdirat, unlinkat};
 use rustix::io::Errno;
 
 use super::limits;
-use super::mark::Owner;
+use super::mark::{Owner, is_marked};
+use crate::failpoint;
 use crate::kernel::cgroup::{CgroupDir, parse_pids};
 use crate::kernel::mount::{self, Cgroup2Mount};
 use crate::kernel::{KernelError, process};
@@ -203,6 +204,7 @@ impl CgroupTree {
             Err(e) => return Err(self.error("make", &name, e)),
         }
         let cgroup = self.dir.child(name.as_ref())?;
+        let _ = failpoint::hit("cgroup.made");
         self.owner.mark(run, &cgroup);
         Ok(cgroup)
     }
@@ -212,11 +214,19 @@ impl CgroupTree {
         limits::apply(&self.chain, cgroup, resources, &|busy| self.make_room(busy))
     }
 
-    /// Opens the cgroup of a run of which no more is known than its name, if its mark proves that it is that one.
+    /// Opens the cgroup of a run of which no more is known than its name, if its mark proves that it is that one. One without
+    /// a mark in which nothing is, as an instance leaves it that dies while it makes it, is removed.
     pub fn reopen(&self, run: RunId) -> Result<CgroupDir, KernelError> {
-        let cgroup = self.dir.child(run.to_string().as_ref())?;
-        self.owner.prove(run, &cgroup, None)?;
-        Ok(cgroup)
+        let name = run.to_string();
+        let cgroup = self.dir.child(name.as_ref())?;
+        match self.owner.prove(run, &cgroup, None) {
+            Ok(()) => Ok(cgroup),
+            // The kernel removes none with processes or other cgroups in it.
+            Err(_) if !is_marked(&cgroup) && unlinkat(&self.dir, name.as_str(), AtFlags::REMOVEDIR).is_ok() => {
+                Err(KernelError::Gone { what: format!("the cgroup of {run}") })
+            }
+            Err(e) => Err(e),
+        }
     }
 
     /// The runs that have a directory here.

@@ -44,6 +44,7 @@ impl Child {
     ) -> Result<Self, Error> {
         let run = reserved.run;
         environment::put(&mut env, run, reserved.notify.as_ref());
+        let argv = reserved.command.as_ref().unwrap_or(&request.argv);
         let failed = |e: KernelError| Error::new(ErrorKind::LaunchFailed, format!("cannot start a process: {e}"));
         match (reserved.containment, container) {
             (Containment::Subtree, None) => Err(Error::internal("the instance gave no record for the shim")),
@@ -54,11 +55,11 @@ impl Child {
                     tasks: reserved.tasks_max,
                 };
                 let options = Options { run, record: record.as_fd(), limits };
-                let started = subtree::foreground(&request.argv, env, &options).map_err(failed)?;
+                let started = subtree::foreground(argv, env, &options).map_err(failed)?;
                 Ok(Self { gated: started.gated, record: Some(record) })
             }
             (Containment::Systemd | Containment::Cgroupfs, cgroup) => {
-                let gated = gate::foreground(&request.argv, env, cgroup.as_ref().map(AsFd::as_fd)).map_err(failed)?;
+                let gated = gate::foreground(argv, env, cgroup.as_ref().map(AsFd::as_fd)).map_err(failed)?;
                 Ok(Self { gated, record: None })
             }
         }

@@ -15,6 +15,7 @@ use nix::libc::{self, c_char, c_int};
 use rustix::io::Errno;
 
 use super::gate::Files;
+use crate::executor::relay;
 
 /// The status of a child whose gate was closed unopened. Nobody sees it but who reaps the child.
 const NOTHING_EXECUTED: c_int = 125;
@@ -62,6 +63,8 @@ struct Pointers {
     /// `sh`, the script, its arguments: for a file that execve refuses with ENOEXEC. The second is set by the child.
     shell: Vec<*const c_char>,
     env: Vec<*const c_char>,
+    /// The variable that tells a relay of the report, to which `env` points, too: the relay reports for its command.
+    report: Option<CString>,
 }
 
 impl Pointers {
@@ -74,7 +77,12 @@ impl Pointers {
         let argv = list(&plan.argv);
         let mut shell = vec![SHELL.as_ptr(), null()];
         shell.extend(argv.iter().skip(1));
-        Self { candidates: list(&plan.candidates), argv: ended(argv), shell: ended(shell), env: ended(list(&plan.env)) }
+        let is_relay = relay::is_relay(plan.argv.iter().map(|word| word.to_bytes()));
+        let report = format!("{}={}", relay::REPORT, plan.report.as_raw_fd());
+        let report = CString::new(report).ok().filter(|_| is_relay);
+        let mut env = list(&plan.env);
+        env.extend(report.iter().map(|entry| entry.as_ptr()));
+        Self { candidates: list(&plan.candidates), argv: ended(argv), shell: ended(shell), env: ended(env), report }
     }
 }
 
@@ -168,6 +176,7 @@ fn child(plan: &Plan, pointers: &mut Pointers) -> ! {
             Ok((plan.gate.as_raw_fd(), plan.report.as_raw_fd()))
         }
     };
+    let kept = plan.detached.as_ref().and_then(|detached| detached.files.kept.as_ref());
     let (gate, report) = match set_up {
         Ok(fds) => fds,
         Err(errno) => fail(plan.report.as_raw_fd(), errno),
@@ -182,6 +191,16 @@ fn child(plan: &Plan, pointers: &mut Pointers) -> ! {
     }
     if !gate_opens(gate) {
         exit(NOTHING_EXECUTED);
+    }
+    if let Some(kept) = kept {
+        // SAFETY: takes numbers.
+        if let Err(errno) = check(unsafe { libc::ftruncate(kept.as_raw_fd(), 0) }) {
+            fail(report, errno);
+        }
+    }
+    if pointers.report.is_some() {
+        // SAFETY: takes a number and a plain value.
+        unsafe { libc::fcntl(report, libc::F_SETFD, 0) };
     }
     fail(report, execute(pointers))
 }
@@ -208,7 +227,10 @@ fn detach(plan: &Plan, detached: &Detached) -> Result<(RawFd, RawFd), c_int> {
         }
     }
     let (gate, report) = (plan.gate.as_raw_fd(), plan.report.as_raw_fd());
-    close_all_but(&[gate.min(report), gate.max(report)]);
+    // A number that is there already stands for none.
+    let mut keep = [gate, report, files.kept.as_ref().map_or(gate, AsRawFd::as_raw_fd)];
+    keep.sort_unstable();
+    close_all_but(&keep);
     Ok((gate, report))
 }
 

@@ -14,19 +14,21 @@
 //! unopened, or with the parent dead, the gate's pipe ends and the child exits without executing anything.
 
 use std::ffi::{CString, OsStr};
-use std::io;
+use std::fs::File;
+use std::io::{self, Seek as _, Write as _};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags, fcntl_add_seals, memfd_create};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::fork::{Detached, Plan, fork_gated};
 use super::wrapper;
+use crate::executor::relay;
 use crate::kernel::{Exec, KernelError, process};
 use crate::model::ProcessId;
 
@@ -103,7 +105,7 @@ enum Entrance {
     /// A child of ours, which waits for a byte and knows the rest.
     Child(OwnedFd),
     /// The wrapper of a service, which has to be told what to execute and where to report.
-    Service { socket: OwnedFd, orders: OwnedFd, reporting: OwnedFd },
+    Service { socket: OwnedFd, handed: wrapper::Handed },
 }
 
 impl Gate {
@@ -113,14 +115,8 @@ impl Gate {
     }
 
     /// The gate of a service's command.
-    pub(super) fn of_service(
-        command: String,
-        socket: OwnedFd,
-        orders: OwnedFd,
-        reporting: OwnedFd,
-        report: OwnedFd,
-    ) -> Self {
-        Self { command, entrance: Entrance::Service { socket, orders, reporting }, report }
+    pub(super) fn of_service(command: String, socket: OwnedFd, handed: wrapper::Handed, report: OwnedFd) -> Self {
+        Self { command, entrance: Entrance::Service { socket, handed }, report }
     }
 
     /// Lets the child execute its command, and waits until it has, or could not. With a timeout, a child that takes
@@ -129,9 +125,7 @@ impl Gate {
         match self.entrance {
             // EPIPE says that the child was killed at the gate, which its exit tells too.
             Entrance::Child(entrance) => drop(rustix::io::write(&entrance, &[1])),
-            Entrance::Service { socket, orders, reporting } => {
-                wrapper::open(socket.as_fd(), orders.as_fd(), reporting.as_fd());
-            }
+            Entrance::Service { socket, handed } => wrapper::open(socket.as_fd(), &handed),
         }
         let mut fds = [PollFd::new(&self.report, PollFlags::IN)];
         let timeout = timeout.map(|t| Timespec { tv_sec: t.as_secs() as i64, tv_nsec: t.subsec_nanos().into() });
@@ -202,31 +196,57 @@ pub fn detached(exec: &Exec, nofile: Option<(u64, u64)>, cgroup: Option<Borrowed
 /// Where a detached child's standard streams and directory come from.
 #[derive(Debug)]
 pub(super) struct Files {
-    /// /dev/null.
+    /// What there is to read, or /dev/null.
     pub stdin: OwnedFd,
     /// The log.
     pub output: OwnedFd,
     /// The working directory.
     pub cwd: OwnedFd,
+    /// The file in which the launch is kept, to be emptied.
+    pub kept: Option<OwnedFd>,
+}
+
+/// Opens a file that the child is to have.
+fn open(path: &Path, flags: OFlags) -> Result<OwnedFd, KernelError> {
+    rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR).map_err(|e| KernelError::Io {
+        op: "open",
+        what: path.display().to_string(),
+        source: e.into(),
+    })
+}
+
+/// Opens the file in which a launch is kept.
+pub(super) fn open_kept(exec: &Exec) -> Result<Option<OwnedFd>, KernelError> {
+    exec.kept.as_ref().map(|path| open(path, OFlags::WRONLY | OFlags::NOFOLLOW)).transpose()
 }
 
 impl Files {
     /// Opens them.
     pub fn of(exec: &Exec) -> Result<Self, KernelError> {
-        let open = |path: &Path, flags: OFlags| {
-            rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR).map_err(|e| KernelError::Io {
-                op: "open",
-                what: path.display().to_string(),
-                source: e.into(),
-            })
+        let stdin = match &exec.input {
+            Some(input) => in_memory("guardian-input", input)?,
+            None => open(Path::new("/dev/null"), OFlags::RDONLY)?,
         };
         Ok(Self {
-            stdin: open(Path::new("/dev/null"), OFlags::RDONLY)?,
+            stdin,
             // Appended to, so that the log can be capped from its beginning while it is written.
             output: open(&exec.log, OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::NOFOLLOW)?,
             cwd: open(Path::new(OsStr::from_bytes(&exec.cwd)), OFlags::PATH | OFlags::DIRECTORY)?,
+            kept: open_kept(exec)?,
         })
     }
+}
+
+/// A file in memory that nobody can change, to be read from its beginning.
+pub(super) fn in_memory(name: &str, bytes: &[u8]) -> Result<OwnedFd, KernelError> {
+    let made = || -> io::Result<OwnedFd> {
+        let mut file = File::from(memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
+        file.write_all(bytes)?;
+        file.rewind()?;
+        fcntl_add_seals(&file, SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
+        Ok(file.into())
+    };
+    made().map_err(|source| KernelError::Io { op: "write", what: format!("{name}, a file in memory"), source })
 }
 
 fn launch(
@@ -259,9 +279,9 @@ fn launch(
     Ok(Gated::new(pidfd, id, Gate::new(command, entrance, report)))
 }
 
-/// The command, as text for people.
+/// The command, as text for people: for a relay the one that it executes.
 pub(super) fn command_text(argv: &[Vec<u8>]) -> String {
-    argv.first().map(|c| String::from_utf8_lossy(c).into_owned()).unwrap_or_default()
+    relay::command_of(argv).first().map(|c| String::from_utf8_lossy(c).into_owned()).unwrap_or_default()
 }
 
 /// What execve takes: the candidates, the arguments, the environment.
@@ -316,6 +336,8 @@ mod tests {
             cwd: dir.as_os_str().as_bytes().to_vec(),
             notify: None,
             log: dir.join("log"),
+            input: None,
+            kept: None,
         }
     }
 

@@ -62,6 +62,11 @@ impl Owner {
     }
 }
 
+/// Whether anybody has marked a directory as a run's.
+pub fn is_marked(cgroup: &CgroupDir) -> bool {
+    read(cgroup).is_some()
+}
+
 fn read(cgroup: &CgroupDir) -> Option<Vec<u8>> {
     let mut mark = Vec::with_capacity(256);
     fgetxattr(cgroup, MARK, spare_capacity(&mut mark)).ok()?;

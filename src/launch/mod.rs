@@ -17,7 +17,9 @@ pub mod subtree;
 pub mod systemd;
 pub mod wrapper;
 
-/// Serves as the shim or the wrapper of a run, if the arguments say so: both executables are both. None: another verb.
+/// Serves as the shim, the wrapper or the relay of a run, if the arguments say so: both executables are all of them. None:
+/// another verb.
 pub fn hidden<A: Iterator<Item = std::ffi::OsString>>(arguments: impl Fn() -> A) -> Option<std::process::ExitCode> {
-    subtree::main(arguments()).or_else(|| wrapper::main(arguments()))
+    let relay = || crate::executor::relay::main(arguments());
+    subtree::main(arguments()).or_else(|| wrapper::main(arguments())).or_else(relay)
 }

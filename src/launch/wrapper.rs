@@ -13,15 +13,14 @@
 //! executed before the run is on record. When the instance dies, the socket ends, and nothing is executed at all.
 
 use std::ffi::{OsStr, OsString};
-use std::io::{self, IoSlice, IoSliceMut, Read as _, Seek as _};
+use std::io::{self, IoSlice, IoSliceMut, Read as _};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
@@ -30,7 +29,8 @@ use rustix::net::{
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::environment;
-use super::gate::{Gate, exit_status_of};
+use super::gate::{Gate, command_text, exit_status_of, in_memory, open_kept};
+use crate::executor::relay;
 use crate::kernel::{Exec, KernelError};
 use crate::model::{Notify, RunId};
 
@@ -50,39 +50,49 @@ pub fn gate(run: RunId, exec: &Exec) -> Result<(Gate, OwnedFd), KernelError> {
     let (ours, theirs) =
         socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).map_err(failed("make"))?;
     let (report, reporting) = pipe_with(PipeFlags::CLOEXEC).map_err(failed("make"))?;
-    let orders = orders(run, exec).map_err(|source| KernelError::Io {
-        op: "write",
-        what: format!("the orders of {run}"),
-        source,
-    })?;
-    let command = exec.argv.first().map(|c| String::from_utf8_lossy(c).into_owned()).unwrap_or_default();
-    Ok((Gate::of_service(command, ours, orders, reporting, report), theirs))
+    let input = exec.input.as_ref().map(|input| in_memory("guardian-input", input)).transpose()?;
+    let handed = Handed { orders: orders(run, exec)?, reporting, input, kept: open_kept(exec)? };
+    Ok((Gate::of_service(command_text(&exec.argv), ours, handed, report), theirs))
 }
+
+/// What the wrapper is handed when the gate opens.
+#[derive(Debug)]
+pub(super) struct Handed {
+    orders: OwnedFd,
+    reporting: OwnedFd,
+    /// The command's standard input, if it has one.
+    input: Option<OwnedFd>,
+    /// The file in which the launch is kept, to be emptied.
+    kept: Option<OwnedFd>,
+}
+
+/// Said with what is handed over: that it is, and which of what need not be there.
+const OPEN: u8 = 1;
+const WITH_INPUT: u8 = 2;
+const WITH_KEPT: u8 = 4;
 
 /// What is to be executed, as a file that nobody can change: fields that end with NUL, the directory, the notify socket and
 /// the window of heartbeats in microseconds (empty for none), the number of arguments, the arguments, the environment.
-fn orders(run: RunId, exec: &Exec) -> io::Result<OwnedFd> {
+fn orders(run: RunId, exec: &Exec) -> Result<OwnedFd, KernelError> {
     let number = exec.argv.len().to_string();
     let socket = exec.notify.as_ref().map_or(&[][..], |n| n.socket.as_os_str().as_bytes());
     let window = exec.notify.as_ref().and_then(|n| n.window).map(|w| w.as_micros().to_string()).unwrap_or_default();
     let fields = [&exec.cwd[..], socket, window.as_bytes(), number.as_bytes()].into_iter();
     let fields = fields.chain(exec.argv.iter().chain(&exec.env).map(Vec::as_slice));
     let bytes: Vec<u8> = fields.flat_map(|field| field.iter().copied().chain([0])).collect();
-    let fd = memfd_create(format!("guardian-{run}"), MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
-    let mut file = std::fs::File::from(fd);
-    io::Write::write_all(&mut file, &bytes)?;
-    file.rewind()?;
-    fcntl_add_seals(&file, SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
-    Ok(file.into())
+    in_memory(&format!("guardian-{run}"), &bytes)
 }
 
-/// Opens the gate: hands the orders and the report's end over. EPIPE says that the wrapper has exited, which is seen anyway.
-pub(super) fn open(entrance: BorrowedFd<'_>, orders: BorrowedFd<'_>, reporting: BorrowedFd<'_>) {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+/// Opens the gate: hands over what the wrapper needs. EPIPE says that it has exited, which is seen anyway.
+pub(super) fn open(entrance: BorrowedFd<'_>, handed: &Handed) {
+    let Handed { orders, reporting, input, kept } = handed;
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    let fds = [orders, reporting];
+    let fds: Vec<_> = [orders, reporting].into_iter().chain(input).chain(kept).map(AsFd::as_fd).collect();
+    let with = |flag, is_there| if is_there { flag } else { 0 };
+    let word = OPEN | with(WITH_INPUT, input.is_some()) | with(WITH_KEPT, kept.is_some());
     if ancillary.push(SendAncillaryMessage::ScmRights(&fds)) {
-        let _ = sendmsg(entrance, &[IoSlice::new(&[1])], &mut ancillary, SendFlags::NOSIGNAL);
+        let _ = sendmsg(entrance, &[IoSlice::new(&[word])], &mut ancillary, SendFlags::NOSIGNAL);
     }
 }
 
@@ -93,7 +103,7 @@ pub fn main(mut arguments: impl Iterator<Item = OsString>) -> Option<ExitCode> {
     }
     let run = arguments.next().unwrap_or_default();
     Some(match take() {
-        Ok(Some((orders, report))) => execute(&run, &orders, &report),
+        Ok(Some(taken)) => execute(&run, &taken),
         // The instance kept the gate closed, or died.
         Ok(None) => ExitCode::from(NOTHING_EXECUTED),
         Err(e) => {
@@ -103,12 +113,19 @@ pub fn main(mut arguments: impl Iterator<Item = OsString>) -> Option<ExitCode> {
     })
 }
 
-/// Waits for the orders, with the standard input that the command is to have in place.
-fn take() -> io::Result<Option<(Vec<u8>, OwnedFd)>> {
+/// What the wrapper was handed.
+struct Taken {
+    orders: Vec<u8>,
+    report: OwnedFd,
+    kept: Option<OwnedFd>,
+}
+
+/// Waits for the orders, and puts the standard input that the command is to have in place.
+fn take() -> io::Result<Option<Taken>> {
     let gate = fcntl_dupfd_cloexec(io::stdin(), 3)?;
     let null = std::fs::File::open("/dev/null")?;
     nix::unistd::dup2_stdin(&null)?;
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let mut byte = [0];
     let got = recvmsg(&gate, &mut [IoSliceMut::new(&mut byte)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)
@@ -122,15 +139,21 @@ fn take() -> io::Result<Option<(Vec<u8>, OwnedFd)>> {
         (1, Some(orders), Some(report)) => {
             let mut bytes = Vec::new();
             std::fs::File::from(orders).read_to_end(&mut bytes)?;
-            fcntl_setfd(&report, FdFlags::CLOEXEC)?;
-            Ok(Some((bytes, report)))
+            if byte[0] & WITH_INPUT != 0
+                && let Some(input) = fds.next()
+            {
+                nix::unistd::dup2_stdin(&input)?;
+            }
+            let kept = if byte[0] & WITH_KEPT != 0 { fds.next() } else { None };
+            Ok(Some(Taken { orders: bytes, report, kept }))
         }
         _ => Ok(None),
     }
 }
 
 /// Becomes the command, or reports why not and exits as a shell would.
-fn execute(run: &OsStr, orders: &[u8], report: &OwnedFd) -> ExitCode {
+fn execute(run: &OsStr, taken: &Taken) -> ExitCode {
+    let Taken { orders, report, kept } = taken;
     let mut fields = orders.split(|b| *b == 0).map(OsStr::from_bytes);
     let cwd = fields.next().unwrap_or_default();
     let socket = fields.next().filter(|socket| !socket.is_empty());
@@ -162,6 +185,14 @@ fn execute(run: &OsStr, orders: &[u8], report: &OwnedFd) -> ExitCode {
     {
         return refuse(report, &e, true);
     }
+    // The relay reports for the command that it executes.
+    if relay::is_relay(arguments.iter().map(|word| word.as_bytes())) && fcntl_setfd(report, FdFlags::empty()).is_ok() {
+        child.env(relay::REPORT, report.as_raw_fd().to_string());
+    }
+    // From here on it counts as executed.
+    if let Some(Err(e)) = kept.as_ref().map(|kept| rustix::fs::ftruncate(kept, 0)) {
+        return refuse(report, &e.into(), false);
+    }
     refuse(report, &child.exec(), false)
 }
 
@@ -188,6 +219,8 @@ mod tests {
             cwd: b"/tmp/\xfe".to_vec(),
             notify: Some(Notify { socket: "/n".into(), window: Some(Duration::from_secs(1)) }),
             log: Default::default(),
+            input: None,
+            kept: None,
         };
         let fd = orders(RunId::from_bytes([1; 6]), &exec).unwrap();
         let mut bytes = Vec::new();

@@ -42,6 +42,8 @@ kinds! {
     ForeignCgroup = "foreign_cgroup", "5be7a1f0c1d04c1e8f3c6d0b6c0a1006";
     /// A launch was accepted.
     RunAccepted = "run_accepted", "5be7a1f0c1d04c1e8f3c6d0b6c0a2001";
+    /// As many runs as may run at once do so: the run waits for its turn.
+    RunQueued = "run_queued", "5be7a1f0c1d04c1e8f3c6d0b6c0a2013";
     /// The process was seen in the run's cgroup and its gate may open.
     RunStarted = "run_started", "5be7a1f0c1d04c1e8f3c6d0b6c0a2002";
     /// The run is ready.

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Wall;
+use super::{OpenFiles, Wall};
 
 /// The processes of a run, as they were at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,6 +20,9 @@ pub struct Evidence {
     /// What the run as a whole used lately, where it was sampled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub growth: Option<Growth>,
+    /// What they had open for writing, where there was time to look.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub open: Option<OpenFiles>,
     /// What it wrote last, where it has a log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output: Option<LastOutput>,
@@ -65,6 +68,9 @@ pub struct Growth {
     /// Bytes through any read or write call.
     pub activity_bytes: Option<u64>,
 }
+
+/// The name of the process that executes a run's command and reads its progress.
+pub const RELAY_NAME: &std::ffi::CStr = c"guardian-relay";
 
 /// A process as it was seen.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

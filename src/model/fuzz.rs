@@ -1,7 +1,8 @@
 //! What is fuzzed here: run ids, names, times, and what a run was seen to do. And what the targets of all rooms share.
 
 use super::{
-    Evidence, Notification, RunId, escape, explain, human_duration, is_unsafe, parse_duration, valid_workflow_name,
+    Evidence, Notification, Progress, RunId, escape, explain, human_duration, is_unsafe, parse_duration,
+    valid_workflow_name,
 };
 
 /// A target: its name, which is that of its corpus, and what is done with the bytes.
@@ -18,9 +19,10 @@ pub fn check_sentence(told: &str) {
     assert!(!told.chars().any(is_unsafe), "{told:?}");
 }
 
-/// A number that a file is said to hold is in it.
+/// A number that a file is said to hold is in it. Between its sign and its digits there may be zeros.
 pub fn check_told(number: impl ToString, by: &[u8]) {
     let number = number.to_string();
+    let number = number.trim_start_matches('-');
     assert!(by.windows(number.len()).any(|part| part == number.as_bytes()), "{number} is not in the text");
 }
 
@@ -67,9 +69,23 @@ pub fn check_notification(said: &Notification) {
         ("MAINPID", flag(said.main_pid, "1")),
     ];
     let lines = lines.into_iter().filter_map(|(name, value)| Some(format!("{name}={}", value?)));
+    let lines = lines.chain(said.progress.iter().flat_map(|progress| progress.lines()));
     assert_eq!(Notification::parse(lines.collect::<Vec<_>>().join("\n").as_bytes()), *said);
+    check_progress(said);
     let status = said.status.as_deref().unwrap_or_default();
     assert!(status.chars().count() <= 256 && !status.chars().any(char::is_control), "{status:?}");
+}
+
+/// However often it is said, an agent has come as far as it says, and what is told of that can steer no terminal.
+fn check_progress(said: &Notification) {
+    let Some(update) = &said.progress else { return };
+    assert_eq!(update.clone().kept(), *update);
+    let mut progress = Progress::default();
+    progress.update(update);
+    let once = progress.clone();
+    progress.update(update);
+    assert_eq!(progress.turns, once.turns);
+    assert!(!progress.summary().chars().any(char::is_control), "{progress:?}");
 }
 
 /// What the store has kept of a look at processes is explained in a sentence, and kept again as the same.

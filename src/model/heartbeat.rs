@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::Wall;
+use super::{ProgressUpdate, Wall};
 
 /// The most characters of a status that are kept.
-const STATUS_MAX: usize = 256;
+pub(super) const STATUS_MAX: usize = 256;
 /// The most time that a message can ask for, as anywhere: 100 years.
 const USEC_MAX: u64 = 100 * 365 * 24 * 3600 * 1_000_000;
 
@@ -32,44 +32,49 @@ pub struct Notification {
     pub errno: Option<i32>,
     /// `MAINPID=` or `MAINPIDFD=1`: it wants another main process, which nobody can have here.
     pub main_pid: bool,
+    /// `X_GUARDIAN_…=`: how far an agent has come; none if it says nothing of that.
+    pub progress: Option<ProgressUpdate>,
 }
 
 impl Notification {
     /// Reads a message: lines of `NAME=VALUE`, of which the last of a name counts. Any bytes are a message.
     pub fn parse(message: &[u8]) -> Self {
         let mut said = Self::default();
+        let mut progress = ProgressUpdate::default();
         for line in message.split(|b| *b == b'\n') {
             let Some(at) = line.iter().position(|b| *b == b'=') else { continue };
             let value = line.get(at + 1..).unwrap_or_default();
-            match line.get(..at).unwrap_or_default() {
+            let name = line.get(..at).unwrap_or_default();
+            match name {
                 b"READY" => said.ready |= value == b"1",
                 b"WATCHDOG" => {
                     said.heartbeat |= value == b"1";
                     said.stuck |= value == b"trigger";
                 }
-                b"STATUS" => said.status = Some(plain(value)),
+                b"STATUS" => said.status = Some(plain(value, STATUS_MAX)),
                 b"EXTEND_TIMEOUT_USEC" => said.extend = time(value).or(said.extend),
                 b"WATCHDOG_USEC" => said.window = time(value).or(said.window),
                 b"STOPPING" => said.stopping |= value == b"1",
                 b"ERRNO" => said.errno = number(value).filter(|n| (0..=4095).contains(n)).or(said.errno),
                 b"MAINPID" | b"MAINPIDFD" => said.main_pid = true,
-                _ => {}
+                _ => progress.take(name, value),
             }
         }
+        said.progress = (progress != ProgressUpdate::default()).then_some(progress);
         said
     }
 
     /// A status as it is kept.
     pub fn status_of(text: &str) -> String {
-        plain(text.as_bytes())
+        plain(text.as_bytes(), STATUS_MAX)
     }
 }
 
-/// The text, with a mark in the place of what a terminal or D-Bus would not take as text.
-fn plain(bytes: &[u8]) -> String {
+/// The text, with a mark in the place of what a terminal or D-Bus would not take as text, and so many characters of it.
+pub(super) fn plain(bytes: &[u8], most: usize) -> String {
     let text = String::from_utf8_lossy(bytes);
     let marked = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };
-    let cut: String = text.trim().chars().map(marked).take(STATUS_MAX).collect();
+    let cut: String = text.trim().chars().map(marked).take(most).collect();
     // Cut at a space, it is the same as without.
     cut.trim_end().to_owned()
 }

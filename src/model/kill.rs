@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Containment, Escapee, Growth, ProcessSeen, Rule, RunId, Wall, human_duration};
+use super::{Containment, Escapee, Growth, LockFate, ProcessSeen, Remains, Rule, RunId, Wall, human_duration};
 
 /// How a run is ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -57,8 +57,11 @@ pub enum KillReason {
     Limit {
         /// Which.
         rule: Rule,
-        /// The time it allowed, extensions included.
+        /// The time it allowed, extensions included; none where it is a number that is limited.
         allowed: Duration,
+        /// What was seen, in a sentence; empty for a rule of which its time says all.
+        #[serde(default)]
+        seen: String,
     },
     /// Somebody asked for it.
     Requested {
@@ -78,6 +81,11 @@ pub enum KillReason {
 }
 
 impl KillReason {
+    /// The time that a limit allowed is over.
+    pub const fn over(rule: Rule, allowed: Duration) -> Self {
+        KillReason::Limit { rule, allowed, seen: String::new() }
+    }
+
     /// The short name in the database and for scripts.
     pub fn code(&self) -> &'static str {
         match self {
@@ -95,7 +103,8 @@ impl KillReason {
 impl fmt::Display for KillReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            KillReason::Limit { rule, allowed } => write!(f, "{rule} of {} is over", human_duration(*allowed)),
+            KillReason::Limit { seen, .. } if !seen.is_empty() => f.write_str(seen),
+            KillReason::Limit { rule, allowed, .. } => write!(f, "{rule} of {} is over", human_duration(*allowed)),
             KillReason::Requested { text } if text.is_empty() => f.write_str("asked for, without a reason"),
             KillReason::Requested { text } => f.write_str(text),
             KillReason::ClientGone => f.write_str("its client is gone"),
@@ -249,6 +258,9 @@ pub struct Receipt {
     /// what contains the run is empty.
     #[serde(default)]
     pub escapees: Vec<Escapee>,
+    /// What the run leaves, and who was ended with it. None where nothing was executed, and of before this was looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remains: Option<Remains>,
     /// What they waited for then, in a sentence; empty for a run without processes, and for kills of before it was said.
     #[serde(default)]
     pub explanation: String,
@@ -292,10 +304,20 @@ impl fmt::Display for Receipt {
             human_duration(Duration::from_micros(self.duration_usec))
         )?;
         match self.escapees.len() {
-            0 => Ok(()),
-            1 => f.write_str(", 1 escapee"),
-            n => write!(f, ", {n} escapees"),
+            0 => {}
+            1 => f.write_str(", 1 escapee")?,
+            n => write!(f, ", {n} escapees")?,
         }
+        let locks = self.remains.iter().flat_map(|remains| &remains.git.locks);
+        let (removed, left): (Vec<_>, Vec<_>) = locks.partition(|lock| lock.fate == LockFate::Removed);
+        for (n, what) in [(left.len(), "left"), (removed.len(), "removed")] {
+            match n {
+                0 => {}
+                1 => write!(f, ", 1 git lock {what}")?,
+                n => write!(f, ", {n} git locks {what}")?,
+            }
+        }
+        Ok(())
     }
 }
 
@@ -319,6 +341,7 @@ mod tests {
         let process = &receipt.processes[0];
         assert_eq!((process.pid, process.state, process.threads.len()), (7, 'S', 0));
         assert_eq!((receipt.explanation.as_str(), receipt.growth), ("", None));
+        assert_eq!(receipt.remains, None, "nobody looked then");
         assert!(receipt.proved, "its cgroup was empty: there was nothing else then");
         let evidence: crate::model::Evidence =
             serde_json::from_str(&format!(r#"{{"processes":[{seen}],"total":1}}"#)).unwrap();
@@ -349,8 +372,13 @@ mod tests {
             processes_total: 1,
             growth: None,
             escapees: Vec::new(),
+            remains: None,
             explanation: String::new(),
         };
+        let lock = |fate| super::super::GitLock { path: "/w/.git/index.lock".into(), fate };
+        let locks = vec![lock(LockFate::Removed), lock(LockFate::Stale), lock(LockFate::LeftAlone { why: "x".into() })];
+        let git = super::super::GitLocks { total: 3, locks, ..super::super::GitLocks::default() };
+        let remains = Some(Remains { git, ..Remains::default() });
         let forced = Receipt { mode: KillMode::Force, steps: vec![killed], terminated: 0, killed: 3, ..plain.clone() };
         for (receipt, line) in [
             (plain.clone(), "SIGTERM to 1 process, no cgroup.kill needed, 0 survivors, 2 ms"),
@@ -368,6 +396,10 @@ mod tests {
                     ..forced
                 },
                 "SIGKILL to 3 processes, 1 survivor found, 2 ms, 2 escapees",
+            ),
+            (
+                Receipt { remains, ..plain.clone() },
+                "SIGTERM to 1 process, no cgroup.kill needed, 0 survivors, 2 ms, 2 git locks left, 1 git lock removed",
             ),
         ] {
             assert_eq!(receipt.to_string(), line);

@@ -10,6 +10,8 @@ use super::{Containment, LimitUpdate, RunId};
 pub struct LaunchRequest {
     /// The workflow; none is `default`.
     pub workflow: Option<String>,
+    /// Why it is started, in the caller's words; goes on record.
+    pub reason: String,
     /// A name for people.
     pub name: Option<String>,
     /// The command and its arguments; not empty.
@@ -24,6 +26,8 @@ pub struct LaunchRequest {
     pub reserved: Option<RunId>,
     /// Whose run it is to be; none: the caller's.
     pub uid: Option<u32>,
+    /// What a detached run reads from its standard input; none: nothing. Never stored.
+    pub prompt: Option<Vec<u8>>,
 }
 
 /// What a client is given for a run that it is about to start.
@@ -43,6 +47,8 @@ pub struct Reserved {
     pub tasks_max: Option<u64>,
     /// Where its processes can say how they are.
     pub notify: Option<Notify>,
+    /// What is executed in place of the command, if it is not executed as it is.
+    pub command: Option<Vec<Vec<u8>>>,
 }
 
 /// What a run's command is told about heartbeats, by its environment.
@@ -63,4 +69,20 @@ pub struct Considered {
     pub chosen: bool,
     /// Why, or why not and what to do, in a sentence.
     pub why: String,
+}
+
+/// What a queued run is to execute, as it is kept until its turn comes. In a file of its own, and nowhere else: it has the
+/// environment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeptLaunch {
+    /// The run.
+    pub run: RunId,
+    /// The command and its arguments.
+    pub argv: Vec<Vec<u8>>,
+    /// The whole environment, as `KEY=VALUE`.
+    pub env: Vec<Vec<u8>>,
+    /// The working directory, absolute.
+    pub cwd: Vec<u8>,
+    /// What it reads from its standard input; none: nothing.
+    pub prompt: Option<Vec<u8>>,
 }

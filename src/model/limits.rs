@@ -12,6 +12,8 @@ use super::watch::{Action, Watch, WatchUpdate};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Rule {
+    /// The run has waited too long for its turn.
+    QueueTimeout,
     /// The run was not ready in time.
     InitTimeout,
     /// The run took longer than it may in all.
@@ -36,11 +38,24 @@ pub enum Rule {
     Unkillable,
     /// Processes that carry the run's mark were found outside of what contains it.
     Escapees,
+    /// An agent has not come to the end of a turn in time.
+    TurnTimeout,
+    /// It does the same again and again.
+    Loop,
+    /// It has begun more turns than it may.
+    MaxTurns,
+    /// It has used the tokens that it may.
+    MaxTokens,
+    /// It has cost what it may.
+    MaxCost,
+    /// It waits for a permission, or for input that it asked for.
+    PermissionTimeout,
 }
 
 impl Rule {
     /// Every rule.
-    pub const ALL: [Rule; 12] = [
+    pub const ALL: [Rule; 19] = [
+        Rule::QueueTimeout,
         Rule::InitTimeout,
         Rule::MaxRuntime,
         Rule::HeartbeatTimeout,
@@ -53,21 +68,31 @@ impl Rule {
         Rule::Leftovers,
         Rule::Unkillable,
         Rule::Escapees,
+        Rule::TurnTimeout,
+        Rule::Loop,
+        Rule::MaxTurns,
+        Rule::MaxTokens,
+        Rule::MaxCost,
+        Rule::PermissionTimeout,
     ];
 
     /// The rules that have a time of their own, which can be extended.
-    pub const TIMED: [Rule; 6] = [
+    pub const TIMED: [Rule; 9] = [
+        Rule::QueueTimeout,
         Rule::InitTimeout,
         Rule::MaxRuntime,
         Rule::HeartbeatTimeout,
         Rule::IdleTimeout,
         Rule::SpinTimeout,
         Rule::InputTimeout,
+        Rule::TurnTimeout,
+        Rule::PermissionTimeout,
     ];
 
     /// The name in configuration, D-Bus and output.
     pub const fn as_str(self) -> &'static str {
         match self {
+            Rule::QueueTimeout => "queue_timeout",
             Rule::InitTimeout => "init_timeout",
             Rule::MaxRuntime => "max_runtime",
             Rule::HeartbeatTimeout => "heartbeat_timeout",
@@ -80,6 +105,12 @@ impl Rule {
             Rule::Leftovers => "leftovers",
             Rule::Unkillable => "unkillable",
             Rule::Escapees => "escapees",
+            Rule::TurnTimeout => "turn_timeout",
+            Rule::Loop => "loop",
+            Rule::MaxTurns => "max_turns",
+            Rule::MaxTokens => "max_tokens",
+            Rule::MaxCost => "max_cost",
+            Rule::PermissionTimeout => "permission_timeout",
         }
     }
 }
@@ -149,6 +180,12 @@ impl FromStr for Readiness {
 /// The limits of one run, resolved from defaults, workflow and command line. `None` is off.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
+    /// How many runs of its workflow may run at once; the others wait for their turn.
+    #[serde(default)]
+    pub max_running: Option<u64>,
+    /// Time for which the run may wait for its turn.
+    #[serde(default)]
+    pub queue_timeout: Option<Duration>,
     /// Time from launch until the run is ready.
     pub init_timeout: Option<Duration>,
     /// Total time of the run.
@@ -165,12 +202,22 @@ pub struct Limits {
     /// Whether it gets a PID namespace of its own, where no cgroup contains it.
     #[serde(default)]
     pub isolate_pids: bool,
+    /// What is done about what it leaves.
+    #[serde(default)]
+    pub cleanup: Cleanup,
     /// What a service of systemd's may do outside of its cgroup.
     #[serde(default)]
     pub sandbox: Sandbox,
     /// Secrets that systemd hands to a service, in files that it alone can read.
     #[serde(default)]
     pub credentials: Vec<Credential>,
+}
+
+/// What is done about what a run leaves in its directory once it is over.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cleanup {
+    /// Locks of git are removed that are proved to be the run's, and nobody's any more.
+    pub git_locks: bool,
 }
 
 /// How much a run sees of what it could use to leave its cgroup. Only a service can be kept from it.
@@ -271,6 +318,10 @@ pub struct Resources {
 /// Limits that a caller named for one run; what is `None` comes from the workflow. `Some(None)` is `off`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LimitUpdate {
+    /// See [`Limits::max_running`]. For the configuration alone.
+    pub max_running: Option<Option<u64>>,
+    /// See [`Limits::queue_timeout`].
+    pub queue_timeout: Option<Option<Duration>>,
     /// See [`Limits::init_timeout`].
     pub init_timeout: Option<Option<Duration>>,
     /// See [`Limits::max_runtime`].
@@ -289,10 +340,14 @@ pub struct LimitUpdate {
     pub cpu_max_percent: Option<Option<u32>>,
     /// See [`Limits::isolate_pids`].
     pub isolate_pids: Option<bool>,
+    /// See [`Cleanup::git_locks`].
+    pub cleanup_git_locks: Option<bool>,
     /// See [`Limits::sandbox`]. For the configuration alone.
     pub sandbox: Option<Sandbox>,
     /// See [`Limits::credentials`]. For the configuration alone: systemd reads the files as root.
     pub credentials: Option<Vec<Credential>>,
+    /// The executor, by name: how its command is executed, and how its progress is read.
+    pub executor: Option<String>,
 }
 
 impl Limits {
@@ -303,6 +358,8 @@ impl Limits {
                 *field = value;
             }
         }
+        put(&mut self.max_running, update.max_running);
+        put(&mut self.queue_timeout, update.queue_timeout);
         put(&mut self.init_timeout, update.init_timeout);
         put(&mut self.max_runtime, update.max_runtime);
         self.watch = self.watch.with(&update.watch);
@@ -312,6 +369,7 @@ impl Limits {
         put(&mut self.resources.tasks_max, update.tasks_max);
         put(&mut self.resources.cpu_max_percent, update.cpu_max_percent);
         put(&mut self.isolate_pids, update.isolate_pids);
+        put(&mut self.cleanup.git_locks, update.cleanup_git_locks);
         put(&mut self.sandbox, update.sandbox);
         self.credentials = update.credentials.clone().unwrap_or(self.credentials);
         self

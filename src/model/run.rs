@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Escapee, Heartbeats, KillReason, Limits, Receipt, Rule, RunId, Wall};
+use super::{Escapee, Heartbeats, KillReason, Limits, Progress, Queued, Receipt, Rule, RunId, Wall};
 
 /// A process that can be told from a later one with the same pid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -77,6 +77,9 @@ pub struct RunSpec {
     pub id: RunId,
     /// The named kind it belongs to; `default` where the caller named none.
     pub workflow: String,
+    /// What executes its command: `local` does so as it is.
+    #[serde(default = "local")]
+    pub executor: String,
     /// A name for people.
     pub name: Option<String>,
     /// The command and its arguments, as text for people.
@@ -100,10 +103,24 @@ pub struct RunSpec {
     pub log: Option<PathBuf>,
 }
 
+/// The executor of a run whose workflow has no other.
+pub const LOCAL: &str = "local";
+
+/// The executor of the Claude command line, which needs no table of its own.
+pub const CLAUDE_CLI: &str = "claude-cli";
+/// What stands for its command, wherever that is.
+pub const CLAUDE: &str = "claude";
+
+fn local() -> String {
+    LOCAL.to_owned()
+}
+
 /// Where a run is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
+    /// Accepted; waits until it may run.
+    Queued,
     /// Accepted; not yet contained.
     Starting,
     /// The command is executed; not yet ready.
@@ -120,12 +137,20 @@ pub enum Phase {
 
 impl Phase {
     /// Every phase, in order.
-    pub const ALL: [Phase; 6] =
-        [Phase::Starting, Phase::Initializing, Phase::Running, Phase::Stopping, Phase::Killing, Phase::Finished];
+    pub const ALL: [Phase; 7] = [
+        Phase::Queued,
+        Phase::Starting,
+        Phase::Initializing,
+        Phase::Running,
+        Phase::Stopping,
+        Phase::Killing,
+        Phase::Finished,
+    ];
 
     /// The name in D-Bus and output.
     pub const fn as_str(self) -> &'static str {
         match self {
+            Phase::Queued => "queued",
             Phase::Starting => "starting",
             Phase::Initializing => "initializing",
             Phase::Running => "running",
@@ -356,11 +381,17 @@ pub struct RunView {
     pub outcome: Option<Outcome>,
     /// The kill's proof, if there was one and it is done.
     pub receipt: Option<Receipt>,
+    /// Its place in the queue, while it is queued.
+    #[serde(default)]
+    pub queued: Option<Queued>,
     /// What it uses.
     pub usage: Usage,
     /// What it says of itself.
     #[serde(default)]
     pub heartbeats: Heartbeats,
+    /// How far it has come, if it is an agent that reports that.
+    #[serde(default)]
+    pub progress: Option<Progress>,
     /// Processes that carry its mark and were found outside of it; at most 64, the last ones.
     #[serde(default)]
     pub escapees: Vec<Escapee>,
@@ -376,7 +407,7 @@ mod tests {
 
     #[test]
     fn an_outcome_gives_the_exit_status_that_scripts_expect() {
-        let limit = KillReason::Limit { rule: Rule::MaxRuntime, allowed: Duration::from_secs(3) };
+        let limit = KillReason::over(Rule::MaxRuntime, Duration::from_secs(3));
         let cases = [
             (Outcome::Exited { code: 7 }, 7),
             (Outcome::Signaled { signal: 11 }, 139),

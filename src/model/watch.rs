@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Limits, Rule};
+use super::{AgentWatch, AgentWatchUpdate, Limits, Rule};
 
 /// What a rule does when its time is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -108,6 +108,9 @@ pub struct Watch {
     pub pressure_max_percent: Option<u32>,
     /// Every rule decides and records what it would do, and no rule kills. What people ask for is still done.
     pub dry_run: bool,
+    /// What an agent is watched for.
+    #[serde(default)]
+    pub agent: AgentWatch,
 }
 
 /// What holds for a run that was recorded before there were these rules.
@@ -127,6 +130,7 @@ impl Default for Watch {
             escapees: Action::Warn,
             pressure_max_percent: None,
             dry_run: false,
+            agent: AgentWatch::default(),
         }
     }
 }
@@ -160,6 +164,8 @@ pub struct WatchUpdate {
     pub pressure_max_percent: Option<Option<u32>>,
     /// See [`Watch::dry_run`]. For the configuration alone.
     pub dry_run: Option<bool>,
+    /// See [`Watch::agent`].
+    pub agent: AgentWatchUpdate,
 }
 
 impl Watch {
@@ -179,6 +185,7 @@ impl Watch {
             escapees: update.escapees.unwrap_or(self.escapees),
             pressure_max_percent: update.pressure_max_percent.unwrap_or(self.pressure_max_percent),
             dry_run: update.dry_run.unwrap_or(self.dry_run),
+            agent: self.agent.with(&update.agent),
         }
     }
 }
@@ -199,6 +206,7 @@ impl From<Watch> for WatchUpdate {
             escapees: Some(w.escapees),
             pressure_max_percent: Some(w.pressure_max_percent),
             dry_run: Some(w.dry_run),
+            agent: w.agent.into(),
         }
     }
 }
@@ -208,6 +216,8 @@ impl Limits {
     pub fn rule(&self, rule: Rule) -> Option<(Action, Option<Duration>)> {
         let w = &self.watch;
         match rule {
+            // Who waits for ever is of no use to anybody: there is nothing to choose but the time.
+            Rule::QueueTimeout => None,
             Rule::InitTimeout => Some((w.init_action, self.init_timeout)),
             Rule::MaxRuntime => Some((w.max_runtime_action, self.max_runtime)),
             Rule::HeartbeatTimeout => Some((w.heartbeat_action, w.heartbeat_timeout)),
@@ -215,6 +225,12 @@ impl Limits {
             Rule::SpinTimeout => Some((w.spin_action, w.spin_timeout)),
             Rule::InputTimeout => Some((w.input_action, w.input_timeout)),
             Rule::Escapees => Some((w.escapees, None)),
+            Rule::TurnTimeout => Some((w.agent.turn_action, w.agent.turn_timeout)),
+            Rule::Loop => Some((w.agent.loop_action, None)),
+            Rule::MaxTurns => Some((w.agent.max_turns_action, None)),
+            Rule::MaxTokens => Some((w.agent.max_tokens_action, None)),
+            Rule::MaxCost => Some((w.agent.max_cost_action, None)),
+            Rule::PermissionTimeout => Some((w.agent.permission_action, w.agent.permission_timeout)),
             Rule::Memory | Rule::Oom | Rule::Pressure | Rule::Leftovers | Rule::Unkillable => None,
         }
     }

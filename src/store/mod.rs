@@ -13,14 +13,16 @@
 //! What is accepted is written in the order in which it was accepted, or the process ends first: a full disk makes the
 //! writer keep and retry, then refuse; it never makes it forget. Samples of what runs used are another matter: see `samples`.
 
-use crate::model::{AuditEvent, KillAnswer, Receipt, RunView};
+use crate::model::{AuditEvent, KeptLaunch, KillAnswer, Receipt, RunId, RunView};
 
 mod audit;
 mod doubt;
 mod error;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzz;
+mod launches;
 mod open;
+mod past;
 mod reader;
 mod record;
 mod retention;
@@ -32,6 +34,7 @@ mod writer;
 
 pub use audit::Verification;
 pub use error::StoreError;
+pub use launches::Launches;
 pub use open::{Opened, SetAside, Store};
 pub use reader::{Filter, LiveRuns, Reader};
 pub use writer::{JournalSink, NoticeSink, Writer};
@@ -52,6 +55,10 @@ pub enum Write {
     KillIntent(KillAnswer),
     /// The kill's proof.
     KillDone(Box<Receipt>),
+    /// What a queued run is to execute: into a file, before the batch is committed.
+    KeepLaunch(Box<KeptLaunch>),
+    /// It is over: the file is removed after that, if it is there still.
+    ForgetLaunch(RunId),
 }
 
 /// What is written in one transaction.

@@ -11,9 +11,9 @@ use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
 
 use super::StoreError;
 use super::audit::{self, COLUMNS, StoredRow, Verification, int};
-use super::samples;
 use super::schema::{self, meta};
-use crate::model::{AuditRow, Health, Phase, RunId, RunView, UsageSample, Wall, escape};
+use super::{past, samples};
+use crate::model::{AuditRow, Health, PastRun, Phase, RunId, RunView, UsageSample, Wall, escape};
 
 /// More runs than this are not listed at once.
 const MOST_RUNS: usize = 10_000;
@@ -31,6 +31,8 @@ pub struct Filter {
     pub uid: Option<u32>,
     /// Accepted at this time or later.
     pub since: Option<Wall>,
+    /// Created at this time or earlier.
+    pub before: Option<Wall>,
     /// This many at most; 10,000 in any case.
     pub limit: Option<usize>,
 }
@@ -61,6 +63,9 @@ impl Filter {
         }
         if let Some(uid) = self.uid {
             terms.push(bind("uid =", Value::from(i64::from(uid))));
+        }
+        if let Some(before) = self.before {
+            terms.push(bind("created_at <=", Value::from(int(before.0))));
         }
         if let Some(since) = self.since {
             terms.push(bind("created_at >=", Value::from(int(since.0))));
@@ -211,6 +216,12 @@ impl Reader {
         samples::read(&self.conn, run, since).map_err(StoreError::sqlite("read the samples of a run"))
     }
 
+    /// Gives each run that is over by its workflow, if the filter's workflow and uid admit it and it was over at the filter's
+    /// time or later.
+    pub fn past(&self, filter: &Filter, give: &mut dyn FnMut(PastRun)) -> Result<(), StoreError> {
+        past::each(&self.conn, filter, give).map_err(StoreError::sqlite("read the runs that are over"))
+    }
+
     /// The number of the last audit row that [`Reader::events`] gives; 0 before the first.
     pub fn last_seq(&self) -> Result<u64, StoreError> {
         let head = schema::read_link(&self.conn, meta::HEAD).map_err(StoreError::sqlite("read the audit log's end"))?;
@@ -245,7 +256,8 @@ pub(super) fn read_view(id: &str, view: &str) -> Result<RunView, StoreError> {
 
 /// Why a row cannot be read. What is wrong may be in it, whatever that is.
 pub(super) fn unreadable(what: String, why: impl ToString) -> StoreError {
-    let clip = |text: &str| escape(&text.chars().take(200).collect::<String>());
+    // What is escaped is longer.
+    let clip = |text: &str| escape(&text.chars().take(200).collect::<String>()).chars().take(400).collect();
     StoreError::Unreadable { what: clip(&what), why: clip(&why.to_string()) }
 }
 

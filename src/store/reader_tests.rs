@@ -163,7 +163,7 @@ fn a_kill_is_recorded_at_its_intent_and_again_when_it_is_done() {
 
 #[test]
 fn the_view_of_the_original_system_gives_its_words_for_every_end() {
-    let limit = |rule| Outcome::Killed { reason: KillReason::Limit { rule, allowed: Duration::from_secs(1) } };
+    let limit = |rule| Outcome::Killed { reason: KillReason::over(rule, Duration::from_secs(1)) };
     let requested = KillReason::Requested { text: String::new() };
     let mut cases = vec![
         (Outcome::Exited { code: 0 }, "completed"),
@@ -176,7 +176,7 @@ fn the_view_of_the_original_system_gives_its_words_for_every_end() {
         (Outcome::Killed { reason: KillReason::ClientGone }, "killed"),
         (Outcome::Killed { reason: KillReason::Leftovers }, "killed"),
     ];
-    cases.extend(Rule::TIMED.map(|rule| (limit(rule), "timeout")));
+    cases.extend(Rule::TIMED.into_iter().chain(Rule::COUNTED).map(|rule| (limit(rule), "timeout")));
     let ends = (1..)
         .zip(&cases)
         .map(|(n, (outcome, _))| Write::Run { view: Box::new(finished(n, outcome.clone())), state: None });
@@ -209,6 +209,32 @@ fn the_view_of_the_original_system_gives_its_words_for_every_end() {
         text("1970-01-01T00:00:00.000Z"),
     ];
     assert_eq!(row, expected);
+}
+
+#[test]
+fn the_view_of_the_original_system_has_the_session_and_the_last_heartbeat_also_of_an_older_database() {
+    let mut view = live(1);
+    view.heartbeats.last_at = Some(Wall(1_500_000));
+    let session = Some("abc".to_owned());
+    view.progress = Some(crate::model::Progress { session, turns: 7, ..crate::model::Progress::default() });
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), [Write::Run { view: Box::new(view), state: None }]);
+    let sql = "SELECT session_id, last_heartbeat, process_info ->> '$.progress.turns' FROM workflow_processes";
+    let read = |conn: &Connection| {
+        conn.query_row(sql, [], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?, row.get::<_, i64>(2)?)))
+    };
+    let expected = ("abc".to_owned(), "1970-01-01T00:00:01.500Z".to_owned(), 7);
+    let conn = open(dir.path()).into_connection();
+    assert_eq!(read(&conn).unwrap(), expected);
+    conn.execute_batch(
+        "DROP VIEW workflow_processes;
+         CREATE VIEW workflow_processes AS SELECT id AS run_id, NULL AS session_id FROM runs;
+         UPDATE meta SET value = '3' WHERE key = 'schema_version';
+         PRAGMA user_version = 3;",
+    )
+    .unwrap();
+    drop(conn);
+    assert_eq!(read(&open(dir.path()).into_connection()).unwrap(), expected);
 }
 
 #[test]

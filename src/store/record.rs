@@ -45,6 +45,8 @@ fn commit_as_set<'a>(
             Write::Audit(event) => rows.push(log.append(event)?),
             Write::KillIntent(answer) => kill_intent(&tx, answer)?,
             Write::KillDone(receipt) => kill_done(&tx, receipt)?,
+            // Files, which the writer keeps.
+            Write::KeepLaunch(_) | Write::ForgetLaunch(_) => {}
         }
     }
     log.finish()?;
@@ -70,14 +72,17 @@ fn run(tx: &Connection, view: &RunView, state: Option<&str>, now: Wall) -> rusql
     };
     tx.prepare_cached(
         "INSERT INTO runs (id, workflow, name, uid, user, command, cwd, phase, health, created_at, started_at,
-             finished_at, updated_at, outcome, exit_code, kill_reason, main_pid, view, state)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)
+             finished_at, updated_at, outcome, exit_code, kill_reason, main_pid, view, state, ready_at, cpu_usec,
+             memory_peak_bytes, ended_by)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22,
+             ?23)
          ON CONFLICT (id) DO UPDATE SET workflow = excluded.workflow, name = excluded.name, uid = excluded.uid,
              user = excluded.user, command = excluded.command, cwd = excluded.cwd, phase = excluded.phase,
              health = excluded.health, created_at = excluded.created_at, started_at = excluded.started_at,
              finished_at = excluded.finished_at, updated_at = excluded.updated_at, outcome = excluded.outcome,
              exit_code = excluded.exit_code, kill_reason = excluded.kill_reason, main_pid = excluded.main_pid,
-             view = excluded.view, state = excluded.state",
+             view = excluded.view, state = excluded.state, ready_at = excluded.ready_at, cpu_usec = excluded.cpu_usec,
+             memory_peak_bytes = excluded.memory_peak_bytes, ended_by = excluded.ended_by",
     )?
     .execute(params![
         spec.id.to_string(),
@@ -99,6 +104,10 @@ fn run(tx: &Connection, view: &RunView, state: Option<&str>, now: Wall) -> rusql
         spec.main.map(|main| main.pid),
         view_json(view)?,
         state,
+        view.ready_at.map(|at| int(at.0)),
+        view.usage.cpu_usec.map(int),
+        view.usage.memory_peak_bytes.map(int),
+        view.receipt.as_ref().map(|receipt| receipt.reason.code()),
     ])?;
     Ok(())
 }

@@ -1,7 +1,7 @@
 use super::*;
 use crate::model::{OpenMinute, Retention};
 use crate::store::retention::{self, Pruned};
-use crate::store::testing::{event, open, run_id, write, write_finished, write_live};
+use crate::store::testing::{back_to_version_2, event, open, run_id, write, write_finished, write_live};
 
 /// The beginning of an hour, in seconds since 1970.
 const BEGIN: u64 = 1_700_002_800;
@@ -139,6 +139,7 @@ fn a_database_from_before_there_were_samples_gets_them() {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), [write_live(1), event(1)]);
     let conn = open(dir.path()).into_connection();
+    back_to_version_2(&conn);
     conn.execute_batch(
         "DROP TABLE samples; UPDATE meta SET value = '1' WHERE key = 'schema_version'; PRAGMA user_version = 1",
     )

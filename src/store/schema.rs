@@ -8,7 +8,12 @@ use rusqlite::{Connection, OpenFlags, TransactionBehavior, params};
 use super::audit::{Link, senseless};
 
 /// One script for each version, the first for version 1. A script that was released is never changed.
-const MIGRATIONS: &[&str] = &[include_str!("schema_1.sql"), include_str!("schema_2.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("schema_1.sql"),
+    include_str!("schema_2.sql"),
+    include_str!("schema_3.sql"),
+    include_str!("schema_4.sql"),
+];
 
 /// The version that this build writes and the highest that it reads.
 pub(super) const VERSION: i64 = MIGRATIONS.len() as i64;

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use rusqlite::Connection;
 use serde_json::json;
 
 use super::{Batch, Store, Write, record};
@@ -23,6 +24,8 @@ pub(super) fn run_id(n: u32) -> RunId {
 /// A live run, accepted `n` seconds after 1970.
 pub(super) fn live(n: u32) -> RunView {
     let limits = Limits {
+        max_running: None,
+        queue_timeout: None,
         init_timeout: Some(Duration::from_secs(60)),
         max_runtime: None,
         watch: crate::model::Watch::default(),
@@ -30,6 +33,7 @@ pub(super) fn live(n: u32) -> RunView {
         readiness: Readiness::Output,
         resources: Resources::default(),
         isolate_pids: false,
+        cleanup: crate::model::Cleanup::default(),
         sandbox: crate::model::Sandbox::default(),
         credentials: Vec::new(),
     };
@@ -37,6 +41,7 @@ pub(super) fn live(n: u32) -> RunView {
         spec: RunSpec {
             id: run_id(n),
             workflow: "builder".into(),
+            executor: "local".into(),
             name: None,
             command: vec!["make".into(), "all the \"things\"".into()],
             cwd: "/src".into(),
@@ -60,8 +65,10 @@ pub(super) fn live(n: u32) -> RunView {
         deadlines: vec![],
         outcome: None,
         receipt: None,
+        queued: None,
         usage: Usage::default(),
         heartbeats: Default::default(),
+        progress: None,
         escapees: vec![],
         notices: vec![],
     }
@@ -124,6 +131,7 @@ pub(super) fn receipt(n: u32) -> Receipt {
         processes_total: 3,
         growth: None,
         escapees: vec![],
+        remains: None,
         explanation: String::new(),
     }
 }
@@ -142,4 +150,18 @@ pub(super) fn open(dir: &Path) -> Store {
 pub(super) fn write(dir: &Path, writes: impl IntoIterator<Item = Write>) {
     let mut conn = open(dir).into_connection();
     record::commit(&mut conn, std::iter::once(&batch(writes))).unwrap();
+}
+
+/// Makes the database what the version before there were statistics made of it.
+pub(super) fn back_to_version_2(conn: &Connection) {
+    conn.execute_batch(
+        "DROP INDEX runs_past;
+         ALTER TABLE runs DROP COLUMN ready_at;
+         ALTER TABLE runs DROP COLUMN cpu_usec;
+         ALTER TABLE runs DROP COLUMN memory_peak_bytes;
+         ALTER TABLE runs DROP COLUMN ended_by;
+         UPDATE meta SET value = '2' WHERE key = 'schema_version';
+         PRAGMA user_version = 2;",
+    )
+    .unwrap();
 }

@@ -12,7 +12,7 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TrySendError};
@@ -25,7 +25,7 @@ use super::doubt::Doubt;
 use super::error::hint;
 use super::retention::{self, Pruned};
 use super::samples;
-use super::{Batch, Notice, StoreError, record};
+use super::{Batch, Launches, Notice, StoreError, Write, record};
 use crate::failpoint;
 use crate::model::{AuditRow, Retention, UsageMinute};
 
@@ -162,6 +162,7 @@ struct Trouble {
 struct Worker {
     conn: Connection,
     suspect: PathBuf,
+    launches: Launches,
     retention: Retention,
     doubt: Doubt,
     notices: NoticeSink,
@@ -195,6 +196,8 @@ impl Worker {
         Ok(Self {
             doubt: Doubt::open(&conn)?,
             conn,
+            // The database is in the state directory, and what says that it is suspect beside it.
+            launches: Launches::of(suspect.parent().unwrap_or(Path::new("."))),
             suspect,
             retention,
             synced,
@@ -257,7 +260,8 @@ impl Worker {
     fn flush(&mut self, now: Instant) {
         while !self.pending.is_empty() {
             let group = self.pending.len().min(GROUP);
-            match record::commit(&mut self.conn, self.pending.iter().take(group)) {
+            let kept = self.keep_launches(group);
+            match kept.and_then(|()| record::commit(&mut self.conn, self.pending.iter().take(group))) {
                 Ok(rows) => self.committed(group, rows),
                 Err(e) => return self.failed(&e, now),
             }
@@ -265,6 +269,17 @@ impl Worker {
         if self.trouble.take().is_some() {
             (self.notices)(Notice::Recovered);
         }
+    }
+
+    /// Keeps what queued runs are to execute: before it is on record that they are queued.
+    fn keep_launches(&self, group: usize) -> rusqlite::Result<()> {
+        for write in self.pending.iter().take(group).flat_map(|batch| &batch.writes) {
+            if let Write::KeepLaunch(launch) = write {
+                let kept = self.launches.keep(launch);
+                kept.map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(e)))?;
+            }
+        }
+        Ok(())
     }
 
     fn committed(&mut self, group: usize, rows: Vec<AuditRow>) {
@@ -277,6 +292,14 @@ impl Worker {
         self.unwritten.fetch_sub(group, Ordering::Relaxed);
         for batch in self.pending.drain(..group) {
             self.writes += batch.writes.len();
+            for write in &batch.writes {
+                // What stays is removed by the next instance.
+                if let Write::ForgetLaunch(run) = write
+                    && let Err(e) = self.launches.forget(*run)
+                {
+                    tracing::warn!("the launch that was kept of {run} cannot be removed: {e}");
+                }
+            }
             if let Some(ticket) = batch.ticket {
                 (self.notices)(Notice::Recorded(ticket));
             }

@@ -176,6 +176,44 @@ fn what_a_run_uses_over_time_is_shown_while_it_lives_and_kept_when_it_has_ended(
 }
 
 #[test]
+fn what_has_ended_is_told_of_in_statistics_and_as_csv() {
+    needs_place!(Place::User);
+    let world = World::new_in(Place::User);
+    let run = |options: &[&str], script: &str| world.run(&[&["-w", "lina"], options].concat(), &["sh", "-c", script]);
+    run(&[], "true").exits(0);
+    run(&["--name", "=1,\"2\""], "exit 3").exits(3);
+    run(&["--max-runtime", "300ms"], "exec sleep 1000").exits(124);
+    world.run(&[], &["true"]).exits(0);
+    let live = world.detach(&["-w", "lina"], &["sleep", "1000"]);
+    // The last of them is on record a moment after its client is told.
+    let stats = |options: &[&str]| world.guardian([&["stats", "-w", "lina"], options].concat()).exits(0).stdout.clone();
+    let told = eventually("all three are over", || {
+        let told: serde_json::Value = serde_json::from_str(&stats(&["--json"])).unwrap();
+        (told[0]["runs"] == 3).then_some(told)
+    });
+    assert_eq!(told.as_array().unwrap().len(), 1, "{told}");
+    let outcomes = &told[0]["outcomes"];
+    assert_eq!([&outcomes["succeeded"], &outcomes["failed"], &outcomes["killed"]], [1, 1, 1], "{told}");
+    assert_eq!(told[0]["kills"], serde_json::json!({"max_runtime": 1}));
+    assert!(told[0]["duration_usec"]["max"].as_u64().unwrap() < 60_000_000, "of those that ended themselves: {told}");
+    assert_eq!(told[0]["days"].as_array().unwrap().iter().map(|d| d["runs"].as_u64().unwrap()).sum::<u64>(), 3);
+    let table = stats(&[]);
+    assert!(
+        table.starts_with("WORKFLOW  RUNS  OK  FAILED  KILLED") && table.contains("killed for: max_runtime 1"),
+        "{table}"
+    );
+    assert_eq!(stats(&["--csv"]).lines().nth(1).map(|l| l.starts_with("lina,3,1,1,0,1,0,0,")), Some(true));
+    assert!(stats(&["--csv", "--days"]).starts_with("workflow,day,runs,"));
+    assert_eq!(stats(&["--since", "1ms"]).lines().count(), 1, "none is so young");
+    let csv = world.guardian(["history", "-w", "lina", "--csv"]).exits(0).stdout.clone();
+    assert_eq!(csv.lines().count(), 4, "{csv}");
+    assert!(csv.contains(",\"'=1,\"\"2\"\"\","), "a name is text and no formula: {csv}");
+    assert_eq!(world.guardian(["stats", "--csv", "--json"]).code, Some(2));
+    world.guardian(["kill", &live]).exits(0);
+    world.assert_nothing_left();
+}
+
+#[test]
 fn a_limit_that_cannot_be_enforced_is_told_of() {
     needs_place!(Place::User);
     let world = World::new_in(Place::User);

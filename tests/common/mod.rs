@@ -9,12 +9,14 @@ mod cells;
 mod host;
 mod left;
 mod place;
+mod terminal;
 mod view;
 mod world;
 
 pub use cells::*;
 pub use host::*;
 pub use place::*;
+pub use terminal::*;
 pub use view::*;
 pub use world::*;
 

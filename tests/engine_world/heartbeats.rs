@@ -15,8 +15,10 @@ const SECOND: u64 = 1000;
 /// Any message. Windows are not among them: what is asserted of those that are killed counts on the one that was given.
 pub fn message() -> impl Strategy<Value = Notification> {
     let extend = prop_oneof![Just(None), (1u64..20_000).prop_map(|ms| Some(Duration::from_millis(ms)))];
-    (any::<bool>(), prop::bool::weighted(0.8), extend, prop::bool::weighted(0.1))
-        .prop_map(|(ready, heartbeat, extend, stopping)| Notification { ready, heartbeat, extend, stopping, ..said() })
+    let flags = (any::<bool>(), prop::bool::weighted(0.8), prop::bool::weighted(0.1));
+    (flags, extend, crate::agents::progress()).prop_map(|((ready, heartbeat, stopping), extend, progress)| {
+        Notification { ready, heartbeat, extend, stopping, progress, ..said() }
+    })
 }
 
 pub fn action() -> impl Strategy<Value = Action> {
@@ -86,7 +88,7 @@ fn a_run_is_ended_for_late_heartbeats_where_that_is_what_the_rule_does() {
     assert_eq!(b.phase(run), Some(Phase::Initializing));
     b.pass_ms(2);
     let view = b.finished(run).expect("finished");
-    let Some(Outcome::Killed { reason: KillReason::Limit { rule, allowed } }) = view.outcome else {
+    let Some(Outcome::Killed { reason: KillReason::Limit { rule, allowed, .. } }) = view.outcome else {
         panic!("{view:?}")
     };
     assert_eq!((rule, allowed), (Rule::HeartbeatTimeout, Duration::from_secs(10)));
@@ -114,7 +116,7 @@ fn a_run_whose_heartbeats_stop_is_ended_where_it_is_idle_too_and_else_warned_of(
         b.pass_ms(3_000);
     }
     let outcome = b.finished(idle).and_then(|v| v.outcome);
-    let reason = KillReason::Limit { rule: Rule::HeartbeatTimeout, allowed: Duration::from_secs(10) };
+    let reason = KillReason::over(Rule::HeartbeatTimeout, Duration::from_secs(10));
     assert_eq!(outcome, Some(Outcome::Killed { reason }));
     for run in [busy, unwatched] {
         assert_eq!(

@@ -2,20 +2,21 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use guardian::daemon::driver::{Driver, Held, Recorder};
 use guardian::daemon::published::{Ending, Published};
-use guardian::daemon::recovery::{Known, recover};
-use guardian::engine::{Engine, Event, Settings, State};
+use guardian::daemon::recovery::{Known, Memory, recover};
+use guardian::engine::{Concurrency, Engine, Event, Run, Settings, State};
 use guardian::kernel::sim::{ActKind, SimKernel, SimProcess, World};
 use guardian::kernel::{Exec, Kernel};
 use guardian::model::{
-    Action, Actor, Answer, AuditEvent, Containment, Error, EventKind, ExitStatus, HealthReason, KillAnswer, KillMode,
-    KillReason, Limits, Mono, Notification, Phase, ProcessId, Readiness, Resources, Rule, RunId, RunSpec, RunView,
-    Sample, UsageMinute, Watch,
+    Action, Actor, AgentWatch, Answer, AuditEvent, Containment, Error, EventKind, ExitStatus, HealthReason, KeptLaunch,
+    KillAnswer, KillMode, KillReason, Limits, Mono, Notification, Phase, ProcessId, Progress, Readiness, Resources,
+    Rule, RunId, RunSpec, RunView, Sample, UsageMinute, Watch,
 };
 use guardian::store::{Batch, Write};
 
@@ -115,11 +116,42 @@ pub enum Op {
         run: usize,
         said: Notification,
     },
+    /// The next runs are of this user and workflow.
+    Of {
+        uid: u32,
+        workflow: &'static str,
+    },
+    /// So many may run at once from now on: in all, and of the workflow `test`.
+    Limit {
+        host: Option<u64>,
+        test: Option<u64>,
+    },
+}
+
+/// What is kept of queued runs.
+struct Kept(BTreeMap<RunId, KeptLaunch>);
+
+impl Memory<SimKernel> for Kept {
+    fn rebuild(&mut self, _: &mut SimKernel, _: RunId) -> Option<Run> {
+        None
+    }
+
+    fn launch(&mut self, kernel: &mut SimKernel, run: &Run) -> Result<Exec, String> {
+        let kept = self.0.get(&run.spec.id).filter(|_| self.is_kept(kernel, run.spec.id));
+        let KeptLaunch { argv, env, cwd, prompt, .. } = kept.cloned().ok_or("it is not kept")?;
+        Ok(Exec { argv, env, cwd, notify: None, log: PathBuf::new(), input: prompt, kept: None })
+    }
+
+    fn is_kept(&self, kernel: &SimKernel, run: RunId) -> bool {
+        self.0.contains_key(&run) && !kernel.0.borrow().emptied.contains(&run)
+    }
 }
 
 /// What is on record, with the time of each commit.
 #[derive(Default)]
 pub struct Disk {
+    /// What queued runs are to execute.
+    pub launches: BTreeMap<RunId, KeptLaunch>,
     state: Option<Store>,
     pending: Vec<Batch>,
     notices: Vec<(u64, bool)>,
@@ -147,6 +179,8 @@ impl Disk {
                     let now = self.now;
                     self.intents.entry(answer.run).or_insert((now, Vec::new())).1.push(answer);
                 }
+                Write::KeepLaunch(launch) => drop(self.launches.insert(launch.run, *launch)),
+                Write::ForgetLaunch(run) => drop(self.launches.remove(&run)),
                 Write::KillDone(receipt) => *self.receipts.entry(receipt.run).or_default() += 1,
             }
         }
@@ -198,6 +232,10 @@ impl Recorder for FakeStore {
     fn keep_samples(&mut self, minutes: Vec<UsageMinute>) {
         self.0.borrow_mut().minutes.extend(minutes);
     }
+
+    fn launch_file(&self, run: RunId) -> Option<PathBuf> {
+        Some(PathBuf::from(run.to_string()))
+    }
 }
 
 struct Known_ {
@@ -215,6 +253,13 @@ struct Known_ {
     /// When it last did something that an idle run does not.
     moved: Mono,
     beat: Option<Mono>,
+    /// What it is held to as an agent, and what it has reported of that.
+    agent: AgentWatch,
+    progress: Progress,
+    most_repeats: u64,
+    /// When its turn began, and when it began to wait.
+    turned: Mono,
+    waited: Mono,
 }
 
 type Answers = Arc<Mutex<Vec<Result<Answer, Error>>>>;
@@ -242,6 +287,12 @@ pub struct Bench {
     pub shortest_window: Duration,
     /// What makes them ready.
     pub readiness: Readiness,
+    /// Whose they are, and of which workflow.
+    pub uid: u32,
+    pub workflow: &'static str,
+    /// How many may run at once, and how many of each workflow have run since that is so.
+    concurrency: Concurrency,
+    running: BTreeMap<String, u64>,
 }
 
 /// A run that does nothing.
@@ -259,8 +310,13 @@ const STILL: Sample = Sample {
     host_cpu_pressure: Some(0),
 };
 
-fn driver(world: &Rc<RefCell<World>>, store: &FakeStore, published: &Arc<Published>) -> Driver<SimKernel, FakeStore> {
-    let engine = Engine::new(Settings { max_runs: 1000 });
+fn driver(
+    world: &Rc<RefCell<World>>,
+    store: &FakeStore,
+    published: &Arc<Published>,
+    concurrency: Concurrency,
+) -> Driver<SimKernel, FakeStore> {
+    let engine = Engine::new(Settings { max_runs: 1000, concurrency });
     Driver::new(SimKernel(world.clone()), store.clone(), engine, published.clone())
 }
 
@@ -272,7 +328,7 @@ impl Bench {
     pub fn new() -> Self {
         let (world, store, published) = (World::new(), FakeStore::default(), Arc::new(Published::default()));
         Self {
-            driver: driver(&world, &store, &published),
+            driver: driver(&world, &store, &published, Concurrency::default()),
             world,
             store,
             published,
@@ -289,6 +345,10 @@ impl Bench {
             heartbeat_timeout: Duration::from_secs(10),
             shortest_window: Duration::from_secs(10),
             readiness: Readiness::Output,
+            uid: 7,
+            workflow: "test",
+            concurrency: Concurrency::default(),
+            running: BTreeMap::new(),
         }
     }
 
@@ -300,6 +360,8 @@ impl Bench {
                 self.start(detached, init_ms, max_ms, grace_ms);
                 self.watch = Watch::default();
             }
+            Op::Of { uid, workflow } => (self.uid, self.workflow) = (uid, workflow),
+            Op::Limit { host, test } => self.limit(host, test),
             Op::Pass { ms } => self.pass_ms(ms),
             Op::Store(state) => {
                 self.disk(|d| d.set(state));
@@ -428,6 +490,37 @@ impl Bench {
         self.turn();
     }
 
+    /// So many may run at once.
+    pub fn limit(&mut self, host: Option<u64>, test: Option<u64>) {
+        let workflows = BTreeMap::from([("test".to_owned(), test)]);
+        self.concurrency = Concurrency { host, workflows, others: None };
+        let concurrency = self.concurrency.clone();
+        self.driver.handle(Event::Configured(Settings { max_runs: 1000, concurrency }));
+    }
+
+    /// No more run than may, but for those that ran already when fewer could.
+    fn check_concurrency(&mut self) {
+        let mut running: BTreeMap<String, u64> = BTreeMap::new();
+        for run in self.driver.engine().runs().filter(|r| !matches!(r.state, State::Queued { .. } | State::Closing(_)))
+        {
+            *running.entry(run.spec.workflow.clone()).or_default() += 1;
+        }
+        let all = |of: &BTreeMap<String, u64>| of.values().sum::<u64>();
+        let allowed = self.concurrency.host.unwrap_or(u64::MAX).max(all(&self.running));
+        assert!(all(&running) <= allowed, "{running:?} run, and {allowed} may");
+        for (workflow, n) in &running {
+            let allowed = self.concurrency.workflows.get(workflow).copied().flatten().unwrap_or(u64::MAX);
+            let allowed = allowed.max(self.running.get(workflow).copied().unwrap_or_default());
+            assert!(*n <= allowed, "{n} of {workflow} run, and {allowed} may");
+        }
+        self.running = running;
+    }
+
+    /// The runs that wait for their turn.
+    pub fn queued(&self) -> usize {
+        self.driver.engine().runs().filter(|run| matches!(run.state, State::Queued { .. })).count()
+    }
+
     /// What a run does while it is ended is of no account.
     fn moved(&mut self, i: usize, now: Mono) {
         if self.driver.engine().run(self.runs[i].id).is_some_and(|run| matches!(run.state, State::Live { .. })) {
@@ -442,8 +535,29 @@ impl Bench {
             let run = self.driver.engine().run(self.runs[i].id);
             let is_live = run.is_some_and(|r| matches!(r.state, State::Live { .. }));
             self.runs[i].beat = if said.heartbeat && is_live { Some(now) } else { self.runs[i].beat };
+            self.reported(i, &said, now, is_live);
             self.world.borrow_mut().say(self.runs[i].id, said);
         }
+    }
+
+    fn reported(&mut self, i: usize, said: &Notification, now: Mono, is_live: bool) {
+        let Some(update) = &said.progress else { return };
+        let known = &mut self.runs[i];
+        let before = known.progress.clone();
+        known.progress.update(update);
+        known.most_repeats = known.most_repeats.max(known.progress.repeats);
+        // What it says while it is ended was not waited for any more.
+        known.turned = if is_live && known.progress.turns > before.turns { now } else { known.turned };
+        known.waited = if is_live && known.progress.waiting != before.waiting { now } else { known.waited };
+    }
+
+    /// The last words of a run: before they are heard, all of its processes are gone.
+    pub fn say_and_end(&mut self, i: usize, said: Notification) {
+        self.say(i, said);
+        let inode = self.runs[i].inode.expect("it is contained");
+        let living: Vec<u32> = self.world.borrow().living(inode).collect();
+        living.into_iter().for_each(|pid| self.world.borrow_mut().end(pid, ExitStatus::Exited(0)));
+        self.turn();
     }
 
     fn client_knows(&self, i: usize) -> Option<ExitStatus> {
@@ -519,7 +633,15 @@ impl Bench {
         let some = |ms: u64| (ms > 0).then(|| Duration::from_millis(ms));
         let outside =
             SimProcess { cgroup: None, ended: None, ignores_term: false, stuck: false, gated: true, ours: false };
-        let exec = Exec { argv: vec![], env: vec![], cwd: vec![], notify: None, log: "/sim/log".into() };
+        let exec = Exec {
+            argv: vec![],
+            env: vec![],
+            cwd: vec![],
+            notify: None,
+            log: "/sim/log".into(),
+            input: None,
+            kept: None,
+        };
         let (main, client) = if detached {
             (None, None)
         } else {
@@ -530,16 +652,19 @@ impl Bench {
         let grace = Duration::from_millis(grace_ms);
         let spec = RunSpec {
             id,
-            workflow: "test".into(),
+            workflow: self.workflow.into(),
+            executor: "local".into(),
             name: None,
             command: vec!["sim".into()],
             cwd: "/".into(),
-            uid: 7,
+            uid: self.uid,
             user: "me".into(),
             main: main.map(process),
             client: client.map(process),
             containment: self.containment,
             limits: Limits {
+                max_running: None,
+                queue_timeout: None,
                 init_timeout: some(init_ms),
                 max_runtime: some(max_ms),
                 watch: Watch {
@@ -551,6 +676,7 @@ impl Bench {
                 readiness: self.readiness,
                 resources: Resources::default(),
                 isolate_pids: false,
+                cleanup: guardian::model::Cleanup::default(),
                 sandbox: guardian::model::Sandbox::default(),
                 credentials: Vec::new(),
             },
@@ -572,9 +698,14 @@ impl Bench {
             ends_escapees,
             moved,
             beat: None,
+            agent: self.watch.agent,
+            progress: Progress::default(),
+            most_repeats: 0,
+            turned: moved,
+            waited: moved,
         });
         let (reply, answers) = self.reply();
-        self.driver.handle(Event::Launch { spec: Box::new(spec), reply, actor: me() });
+        self.driver.handle(Event::Launch { spec: Box::new(spec), reply, actor: me(), reason: String::new() });
         self.turn();
         let answer = answers.lock().unwrap().first().cloned();
         (id, answer)
@@ -677,13 +808,39 @@ impl Bench {
             self.bystanders.clear();
         }
         drop(world);
+        // What had its turn goes on too, if it cannot be taken back.
+        let runs = self.driver.engine().runs();
+        let begun = runs.filter(|r| !matches!(r.state, State::Queued { .. } | State::Closing(_)));
+        let begun: Vec<RunSpec> = begun.map(|r| r.spec.clone()).collect();
         self.published = Arc::new(Published::default());
-        self.driver = driver(&self.world, &self.store, &self.published);
+        self.driver = driver(&self.world, &self.store, &self.published, self.concurrency.clone());
         let known = self.disk(|d| {
             let live = d.runs.values().filter_map(|(view, state)| Some((view.clone(), state.clone()?)));
             live.map(|(view, state)| Known { view, state }).collect::<Vec<_>>()
         });
-        recover(&mut self.driver, known, &mut |_, _| None);
+        // What ran goes on: an end that was not on record yet has not been.
+        self.running.clear();
+        let on_record = known.iter().filter(|k| k.view.phase != Phase::Queued).map(|k| &k.view.spec);
+        let ran: BTreeMap<RunId, String> =
+            on_record.chain(&begun).map(|spec| (spec.id, spec.workflow.clone())).collect();
+        ran.into_values().for_each(|workflow| *self.running.entry(workflow).or_default() += 1);
+        let waiting: Vec<RunId> = (self.runs.iter().map(|known| known.id))
+            .filter(|id| known.iter().any(|k| k.view.spec.id == *id && k.view.phase == Phase::Queued))
+            .filter(|id| known.iter().any(|k| k.view.spec.id == *id && k.view.spec.client.is_none()))
+            .collect();
+        let mut kept = Kept(self.disk(|d| d.launches.clone()));
+        // What waits is begun anew when it has its turn, in another cgroup than it may have had.
+        let kernel = SimKernel(self.world.clone());
+        for run in self.runs.iter_mut().filter(|run| kept.is_kept(&kernel, run.id)) {
+            run.inode = None;
+        }
+        recover(&mut self.driver, known, &mut kept);
+        // What cannot be put on record is not started, and says so.
+        let is_well = self.disk(|d| matches!(d.state, None | Some(Store::Well)));
+        for id in waiting.into_iter().filter(|_| is_well) {
+            let phase = self.driver.engine().run(id).map(Run::phase);
+            assert!(phase.is_some_and(|phase| phase != Phase::Finished), "a queued run is lost: {id} is {phase:?}");
+        }
     }
 
     fn check(&mut self) {
@@ -709,7 +866,9 @@ impl Bench {
                 }
             }
         }
+        self.check_concurrency();
         self.check_heartbeats();
+        self.check_agents();
         self.check_acts();
         for bystander in &self.bystanders {
             assert!(self.world.borrow().processes[bystander].ended.is_none(), "a foreign process was ended");
@@ -721,7 +880,7 @@ impl Bench {
             for (id, (at, answers)) in judged {
                 let known = self.runs.iter().find(|k| k.id == *id).expect("a run that was launched");
                 assert!(!known.dry_run, "a rule has ended a dry run: {answers:?}");
-                if let KillReason::Limit { rule: Rule::IdleTimeout, allowed } = answers[0].reason {
+                if let KillReason::Limit { rule: Rule::IdleTimeout, allowed, .. } = answers[0].reason {
                     assert!(
                         at.since(known.moved) >= allowed,
                         "it moved {:?} before it was called idle",
@@ -752,6 +911,31 @@ impl Bench {
         }
     }
 
+    /// Who is ended by a rule for agents has reported what that takes, and where that is what the rule does.
+    fn check_agents(&self) {
+        let d = self.store.0.borrow();
+        for (id, (at, answers)) in &d.intents {
+            for answer in answers {
+                let KillReason::Limit { rule, allowed, seen } = &answer.reason else { continue };
+                let known = self.runs.iter().find(|k| k.id == *id).expect("a run that was launched");
+                let (agent, said) = (known.agent, &known.progress);
+                let (action, is_so) = match rule {
+                    Rule::TurnTimeout => (agent.turn_action, at.since(known.turned) >= *allowed),
+                    Rule::PermissionTimeout => (agent.permission_action, at.since(known.waited) >= *allowed),
+                    Rule::Loop => (agent.loop_action, agent.loop_max.is_some_and(|n| known.most_repeats >= n)),
+                    Rule::MaxTurns => (agent.max_turns_action, agent.max_turns.is_some_and(|n| said.turns > n)),
+                    Rule::MaxTokens => (agent.max_tokens_action, agent.max_tokens.is_some_and(|n| said.tokens >= n)),
+                    Rule::MaxCost => (
+                        agent.max_cost_action,
+                        agent.max_cost_micro_usd.is_some_and(|n| said.cost_micro_usd >= Some(n)),
+                    ),
+                    _ => continue,
+                };
+                assert!(action == Action::Kill && is_so && !seen.is_empty(), "{answer:?}, and it said {said:?}");
+            }
+        }
+    }
+
     fn check_acts(&mut self) {
         let acts = self.world.borrow().acts.clone();
         for (n, act) in acts.iter().enumerate().skip(self.checked_acts) {
@@ -768,9 +952,8 @@ impl Bench {
                 assert!(on_record, "an escapee was signalled without a recorded intent");
                 continue;
             }
-            if let Some(inode) = known.inode {
-                assert_eq!(act.inode, inode, "no action on a cgroup that is not the run's");
-            }
+            let made = self.world.borrow().made.get(&act.inode).copied();
+            assert_eq!(made, Some(act.run), "no action on a cgroup that is not the run's");
             // No signal without a recorded intent, or a store that had half a second for it.
             let (recorded, submitted) = self.disk(|d| {
                 (

@@ -21,6 +21,7 @@ pub const RESERVED: Reserved = Reserved {
     data_max_bytes: Some(1 << 30),
     tasks_max: None,
     notify: None,
+    command: None,
 };
 
 /// The store's readers, from a list.
@@ -56,6 +57,18 @@ impl History for Shelf {
     fn verify(&self) -> Result<AuditReport, Error> {
         let rows = self.rows.lock().unwrap().len() as u64;
         Ok(AuditReport { rows, first_seq: 1, last_seq: rows, last_hash: "ab".into(), broken: Some((2, "hash".into())) })
+    }
+
+    fn statistics(&self, of: Option<&str>, uid: Option<u32>, since: Option<Wall>) -> Result<Vec<Statistics>, Error> {
+        let mut collector = Collector::default();
+        let runs = self.runs.lock().unwrap();
+        for v in runs.iter().filter(|v| uid.is_none_or(|uid| uid == v.spec.uid) && v.finished_at >= since) {
+            let workflow = v.spec.workflow.clone();
+            if of.is_none_or(|wanted| wanted == workflow) {
+                collector.add(PastRun { workflow, finished_at: v.finished_at.unwrap(), ..PastRun::default() });
+            }
+        }
+        Ok(collector.finish())
     }
 
     fn samples(&self, run: RunId, since: Wall) -> Result<Vec<UsageSample>, Error> {
@@ -161,6 +174,23 @@ pub fn instance_in(dir: &Path, mut script: Script) -> Instance {
     Instance { _dir: None, socket, published, shelf, signals, connections, stop: Some(stop), uid }
 }
 
+fn remains() -> Remains {
+    let lock = |name: &str, fate| GitLock { path: format!("/w/.git/{name}.lock"), fate };
+    let locks = vec![
+        lock("index", LockFate::Stale),
+        lock("HEAD", LockFate::Removed),
+        lock("config", LockFate::LeftAlone { why: "it is older than the run".into() }),
+    ];
+    let file = |path: &str, size_bytes| OpenFile { path: path.into(), size_bytes, pid: 7, name: "sl\\eep".into() };
+    Remains {
+        others: "sl\\eep 1000 (pid 8)".into(),
+        files: vec![file("/w/h\u{e4}lf\nwritten", Some(4096)), file("/net/x", None)],
+        files_total: 3,
+        git: GitLocks { locks, total: 3, not_looked_at: Vec::new() },
+        not_looked_at: vec!["what 1 process had open for writing".into()],
+    }
+}
+
 pub fn id(n: u64) -> RunId {
     let [_, _, bytes @ ..] = n.to_be_bytes();
     RunId::from_bytes(bytes)
@@ -168,6 +198,8 @@ pub fn id(n: u64) -> RunId {
 
 pub fn live(n: u64, uid: u32) -> RunView {
     let limits = Limits {
+        max_running: None,
+        queue_timeout: None,
         init_timeout: Some(Duration::from_secs(1800)),
         max_runtime: None,
         watch: guardian::model::Watch::default(),
@@ -175,6 +207,7 @@ pub fn live(n: u64, uid: u32) -> RunView {
         readiness: Readiness::Output,
         resources: Resources { memory_max_bytes: Some(1 << 30), tasks_max: None, cpu_max_percent: None },
         isolate_pids: true,
+        cleanup: Cleanup { git_locks: true },
         sandbox: Sandbox::Off,
         credentials: Vec::new(),
     };
@@ -182,6 +215,7 @@ pub fn live(n: u64, uid: u32) -> RunView {
         spec: RunSpec {
             id: id(n),
             workflow: "builder".into(),
+            executor: "local".into(),
             name: None,
             command: vec!["sh".into(), "-c".into(), "sleep 1000".into()],
             cwd: "/root".into(),
@@ -208,6 +242,7 @@ pub fn live(n: u64, uid: u32) -> RunView {
         deadlines: vec![(Rule::InitTimeout, Wall(1_700_001_800_000_000))],
         outcome: None,
         receipt: None,
+        queued: None,
         usage: Usage {
             cpu_usec: Some(12_345),
             memory_bytes: Some(1 << 20),
@@ -218,6 +253,7 @@ pub fn live(n: u64, uid: u32) -> RunView {
             activity_bytes: Some(1_000_000),
         },
         heartbeats: Default::default(),
+        progress: None,
         escapees: vec![],
         notices: vec![],
     }
@@ -229,7 +265,7 @@ fn escapee() -> Escapee {
 }
 
 pub fn finished(n: u64, uid: u32) -> RunView {
-    let reason = KillReason::Limit { rule: Rule::MaxRuntime, allowed: Duration::from_secs(3) };
+    let reason = KillReason::over(Rule::MaxRuntime, Duration::from_secs(3));
     let step = |kind, elapsed_usec| Step { kind, at: Wall(5), elapsed_usec, processes: 2 };
     let wchan = || Some("hrtimer".into());
     let name = || "sl\neep".into();
@@ -259,6 +295,7 @@ pub fn finished(n: u64, uid: u32) -> RunView {
             processes_total: 2,
             growth: None,
             escapees: vec![escapee()],
+            remains: Some(remains()),
             explanation: "both processes sleep; sl\\neep (pid 7) sleeps".into(),
         }),
         heartbeats: Heartbeats {
@@ -269,6 +306,18 @@ pub fn finished(n: u64, uid: u32) -> RunView {
             errno: Some(2),
             refused: Refused { foreign: 1, flooded: 2, too_long: 3 },
         },
+        progress: Some(Progress {
+            session: Some("abc".into()),
+            turns: 7,
+            turns_max: Some(30),
+            tokens: 1200,
+            cost_micro_usd: Some(1_250_000),
+            tool: Some("Bash".into()),
+            repeats: 3,
+            repeated: Some("npm test".into()),
+            result: Some(AgentResult { success: false, text: "it f\u{e4}iled".into() }),
+            ..Progress::default()
+        }),
         escapees: vec![escapee()],
         notices: vec!["memory_max cannot be enforced here".into()],
         usage: Usage::default(),

@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod rig;
-mod tree;
 
 use std::fs;
 use std::path::Path;
@@ -201,6 +200,13 @@ fn sleeper() -> Child {
     Command::new("sleep").arg("600").spawn().unwrap()
 }
 
+/// Waits for a child that ends. An instance reaps every child of its process, so that of another test may have been first.
+fn reap(mut child: Child) {
+    if let Err(e) = child.wait() {
+        assert_eq!(e.raw_os_error(), Some(rustix::io::Errno::CHILD.raw_os_error()), "{e}");
+    }
+}
+
 #[test]
 fn another_cgroup_of_the_same_name_is_not_touched() {
     let Some(mut rig) = Rig::new(false) else { return };
@@ -224,7 +230,7 @@ fn another_cgroup_of_the_same_name_is_not_touched() {
     assert!(foreign.try_wait().unwrap().is_none());
     assert_eq!(fs::read_to_string(old.path().join("cgroup.freeze")).unwrap(), "0\n");
     foreign.kill().unwrap();
-    foreign.wait().unwrap();
+    reap(foreign);
 }
 
 #[test]
@@ -304,7 +310,7 @@ fn what_is_in_a_delegated_base_is_moved_out_of_the_way_of_controllers() {
     }
     assert!(is_in(&base.join("key/bystanders")));
     bystander.kill().unwrap();
-    bystander.wait().unwrap();
+    reap(bystander);
 }
 
 /// Its second half runs in a process of its own, since it moves itself.
@@ -375,7 +381,7 @@ fn a_process_that_is_gone_or_another_is_not_attached() {
     let other = ProcessId { start_ticks: id.start_ticks + 1, ..id };
     assert!(matches!(rig.host.open_process(other), Err(KernelError::Gone { .. })));
     child.kill().unwrap();
-    child.wait().unwrap();
+    reap(child);
     assert!(matches!(rig.host.attach(&mut cgroup, &mut opened), Err(KernelError::Gone { .. })));
     assert!(matches!(rig.host.open_process(id), Err(KernelError::Gone { .. })));
     rig.remove(&cgroup);
@@ -404,7 +410,7 @@ fn the_exit_status_of_a_process_that_is_not_our_child_is_known_where_the_kernel_
         fs::write(rig.tmp.path().join("gate"), "x\n").unwrap();
         assert_eq!(rig.host.wait(Some(PATIENCE)).unwrap(), [Notice::ProcessExited(run, Role::Main)]);
         let status = rig.status(&foreign);
-        middle.wait().unwrap();
+        reap(middle);
         match kernel_is_at_least(6, 15) {
             true => assert_eq!(status.or_else(|| rig.status(&foreign)), Some(expected)),
             false => assert_eq!(status, None),

@@ -68,6 +68,8 @@ impl Rig {
             cwd: self.tmp.path().as_os_str().as_bytes().to_vec(),
             notify: None,
             log: self.tmp.path().join("log"),
+            input: None,
+            kept: None,
         }
     }
 
@@ -160,6 +162,7 @@ pub fn spec(id: RunId, resources: Resources) -> RunSpec {
     RunSpec {
         id,
         workflow: "test".into(),
+        executor: "local".into(),
         name: None,
         command: Vec::new(),
         cwd: "/".into(),

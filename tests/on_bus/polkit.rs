@@ -8,7 +8,7 @@ use crate::needs_bus;
 use crate::rig::*;
 
 /// Polkit's name on the bus, with a process behind it that answers this to every question, or nothing.
-fn pretend(rig: &Rig, answer: &str) -> Ours {
+pub fn pretend(rig: &Rig, answer: &str) -> Ours {
     std::fs::write(rig.path("polkit.py"), include_str!("polkit.py")).unwrap();
     let mut command = rig.python(0, "polkit.py", &[answer]);
     let ours = Ours(command.stdin(Stdio::null()).spawn().unwrap());

@@ -4,11 +4,13 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::{RunDict, WireEscapee, WireHealth, WireReason, WireRule, WireStep, actor_from, processes_from};
+use super::{
+    RemainsDict, RunDict, WireEscapee, WireHealth, WireReason, WireRule, WireStep, actor_from, processes_from,
+};
 use crate::model::{
-    Action, CgroupIdentity, ContainerId, Containment, Error, Escapee, Fate, Health, HealthReason, Heartbeats,
-    KillReason, Limits, Outcome, Phase, ProcessId, Readiness, Receipt, Refused, Resources, Rule, RunId, RunSpec,
-    RunView, Sandbox, Step, StepKind, Usage, Wall, Watch,
+    Action, CgroupIdentity, Cleanup, ContainerId, Containment, Error, Escapee, Fate, Health, HealthReason, Heartbeats,
+    KillReason, LOCAL, Limits, Outcome, Phase, ProcessId, Progress, Queued, Readiness, Receipt, Refused, Resources,
+    Rule, RunId, RunSpec, RunView, Sandbox, Step, StepKind, Usage, Wall, Watch,
 };
 
 /// Finds the value that is spelt like this.
@@ -16,7 +18,7 @@ fn named<T: Copy>(what: &str, text: &str, all: &[T], name: impl Fn(T) -> &'stati
     all.iter().copied().find(|v| name(*v) == text).ok_or_else(|| unknown(what, text))
 }
 
-fn unknown(what: &str, text: &str) -> Error {
+pub(super) fn unknown(what: &str, text: &str) -> Error {
     let text: String = text.chars().take(40).collect();
     Error::internal(format!(
         "the instance answered with the {what} {text:?}, which this version does not know: `guardian doctor` tells \
@@ -60,7 +62,7 @@ fn escapee_from((pid, start_ticks, name, cgroup, fate): WireEscapee) -> Result<E
 /// Reads the wire form of the reason of a kill.
 pub fn reason_from((code, rule, allowed, text): WireReason) -> Result<KillReason, Error> {
     Ok(match code.as_str() {
-        "limit" => KillReason::Limit { rule: rule_from(&rule)?, allowed: Duration::from_micros(allowed) },
+        "limit" => KillReason::Limit { rule: rule_from(&rule)?, allowed: Duration::from_micros(allowed), seen: text },
         "requested" => KillReason::Requested { text },
         "client_gone" => KillReason::ClientGone,
         "containment_lost" => KillReason::ContainmentLost,
@@ -74,9 +76,11 @@ pub fn reason_from((code, rule, allowed, text): WireReason) -> Result<KillReason
 /// What an instance of an earlier version does not say is not applied by it.
 fn watch_from(rules: Vec<WireRule>, dry_run: bool) -> Result<Watch, Error> {
     let mut watch = Watch { dry_run, ..Watch::default() };
-    for (rule, action, timeout) in rules {
+    let agent = &mut watch.agent;
+    for (rule, action, number) in rules {
         let action = Action::parse_of_heartbeats(&action).map_err(|_| unknown("action", &action))?;
-        let timeout = (timeout != u64::MAX).then(|| Duration::from_micros(timeout));
+        let number = (number != u64::MAX).then_some(number);
+        let timeout = number.map(Duration::from_micros);
         match rule_from(&rule)? {
             Rule::InitTimeout => watch.init_action = action,
             Rule::MaxRuntime => watch.max_runtime_action = action,
@@ -85,6 +89,13 @@ fn watch_from(rules: Vec<WireRule>, dry_run: bool) -> Result<Watch, Error> {
             Rule::SpinTimeout => (watch.spin_action, watch.spin_timeout) = (action, timeout),
             Rule::InputTimeout => (watch.input_action, watch.input_timeout) = (action, timeout),
             Rule::Escapees => watch.escapees = action,
+            Rule::QueueTimeout => {}
+            Rule::TurnTimeout => (agent.turn_action, agent.turn_timeout) = (action, timeout),
+            Rule::Loop => (agent.loop_action, agent.loop_max) = (action, number),
+            Rule::MaxTurns => (agent.max_turns_action, agent.max_turns) = (action, number),
+            Rule::MaxTokens => (agent.max_tokens_action, agent.max_tokens) = (action, number),
+            Rule::MaxCost => (agent.max_cost_action, agent.max_cost_micro_usd) = (action, number),
+            Rule::PermissionTimeout => (agent.permission_action, agent.permission_timeout) = (action, timeout),
             Rule::Memory | Rule::Oom | Rule::Pressure | Rule::Leftovers | Rule::Unkillable => {}
         }
     }
@@ -132,6 +143,7 @@ impl RunDict {
             processes_total: self.kill_processes_total.unwrap_or_default(),
             escapees: escapees.to_vec(),
             growth: None,
+            remains: self.kill_remains.take().map_or(Ok(None), RemainsDict::read)?,
             explanation: self.kill_explanation.take().unwrap_or_default(),
         }))
     }
@@ -163,6 +175,7 @@ impl TryFrom<RunDict> for RunView {
             spec: RunSpec {
                 id,
                 workflow: d.workflow,
+                executor: d.executor.filter(|name| !name.is_empty()).unwrap_or_else(|| LOCAL.to_owned()),
                 name: d.name.filter(|n| !n.is_empty()),
                 command: d.command,
                 cwd: d.working_directory,
@@ -172,6 +185,8 @@ impl TryFrom<RunDict> for RunView {
                 client: process(d.client_process),
                 containment: containment_from(&d.containment)?,
                 limits: Limits {
+                    max_running: None,
+                    queue_timeout: duration(d.queue_timeout_usec),
                     init_timeout: duration(d.init_timeout_usec),
                     max_runtime: duration(d.max_runtime_usec),
                     watch: watch_from(d.rules.unwrap_or_default(), d.dry_run.unwrap_or_default())?,
@@ -183,6 +198,7 @@ impl TryFrom<RunDict> for RunView {
                         cpu_max_percent: d.cpu_max_percent,
                     },
                     isolate_pids: d.isolate_pids.unwrap_or_default(),
+                    cleanup: Cleanup { git_locks: d.cleanup_git_locks.unwrap_or_default() },
                     sandbox: d.sandbox.as_deref().map_or(Ok(Sandbox::default()), parsed::<Sandbox>)?,
                     credentials: Vec::new(),
                 },
@@ -202,6 +218,12 @@ impl TryFrom<RunDict> for RunView {
                 .collect::<Result<_, Error>>()?,
             outcome,
             receipt,
+            queued: d.queue_position.filter(|n| *n > 0).map(|position| Queued {
+                place: 0,
+                position,
+                of: d.queue_length.unwrap_or_default(),
+                why: d.queue_reason.unwrap_or_default(),
+            }),
             usage: Usage {
                 cpu_usec: d.cpu_usage_nsec.map(|n| n / 1000),
                 memory_bytes: d.memory_current_bytes,
@@ -223,6 +245,7 @@ impl TryFrom<RunDict> for RunView {
                     too_long: d.notify_too_long.unwrap_or_default(),
                 },
             },
+            progress: d.progress.map(Progress::from),
             escapees,
             notices: d.notices.unwrap_or_default(),
         })

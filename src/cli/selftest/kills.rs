@@ -40,8 +40,8 @@ pub async fn during_file_operations(lab: &Lab<'_>) -> Tried {
         let receipt = received(&view)?;
         lab.clean_up().await.map_err(Error::internal)?;
         let lines = whole(&dir)?;
-        let git = repository(&dir.join("git"))?;
-        seen.push(format!("{name}: {receipt}; {lines} lines appended, all whole but a last one; {git}"));
+        let (named, git) = (named(&view, &dir)?, repository(&dir.join("git"))?);
+        seen.push(format!("{name}: {receipt}; {named}; {lines} lines appended, all whole but a last one; {git}"));
     }
     Ok(Verdict::Holds(seen.join(". ")))
 }
@@ -80,6 +80,22 @@ fn whole(dir: &Path) -> Result<usize, Error> {
         }
     }
     Ok(lines)
+}
+
+/// What the receipt names as open for writing: each worker has its log open as long as it lives.
+fn named(view: &RunView, dir: &Path) -> Result<String, Error> {
+    let id = view.spec.id;
+    let remains = view.receipt.as_ref().and_then(|receipt| receipt.remains.as_ref());
+    let remains = remains.ok_or_else(|| Error::internal(format!("the receipt of {id} does not say what is left")))?;
+    let logs = std::fs::read_dir(dir).map_err(|e| Error::internal(format!("{}: {e}", dir.display())))?.flatten();
+    let logs = logs.filter(|entry| entry.file_name().to_string_lossy().starts_with("log.")).count();
+    match (usize::try_from(remains.files_total), remains.not_looked_at.first()) {
+        (Ok(files), None) if files < logs => Err(Error::internal(format!(
+            "the receipt of {id} names {files} files that were open, and there were {logs}"
+        ))),
+        (_, Some(unseen)) => Ok(format!("{} files open for writing are named, but not {unseen}", remains.files_total)),
+        (_, None) => Ok(format!("{} files open for writing are named", remains.files_total)),
+    }
 }
 
 /// Checks a git repository. A lock that is left is git's way, and is told.

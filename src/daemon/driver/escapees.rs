@@ -1,4 +1,5 @@
-//! Looks for escapees: those that are asked for together are one look, and its answers come back as events.
+//! Looks for escapees: those that are asked for together are one look, and its answers come back as events. So do those of
+//! looks for what a run leaves.
 
 use super::{Driver, Recorder};
 use crate::engine::Event;
@@ -29,6 +30,7 @@ impl<K: Kernel, R: Recorder> Driver<K, R> {
         for finding in self.kernel.findings() {
             self.handle(match finding {
                 Finding::Sought { run, number, found } => Event::Sought { run, number, found },
+                Finding::Locks { run, number, found } => Event::LocksFound { run, number, found },
                 Finding::Acted { run, number, act, states } => Event::ActedOnEscapees { run, number, act, states },
             });
         }

@@ -17,6 +17,8 @@ pub struct Held<K: Kernel> {
     pub container: Option<K::Container>,
     /// What its container could not do as asked, until it is contained.
     pub notices: Vec<String>,
+    /// What it is to execute is kept in a file.
+    pub is_kept: bool,
     /// What it uses.
     pub usage: Arc<UsageCell>,
 }
@@ -24,7 +26,7 @@ pub struct Held<K: Kernel> {
 impl<K: Kernel> Held<K> {
     /// The processes of a foreground run that is to be contained, or of one that is adopted.
     pub fn new(main: Option<K::Process>, client: Option<K::Process>) -> Self {
-        Self { exec: None, main, client, container: None, notices: Vec::new(), usage: Arc::default() }
+        Self { exec: None, main, client, container: None, notices: Vec::new(), is_kept: false, usage: Arc::default() }
     }
 
     /// What a detached run is to execute.

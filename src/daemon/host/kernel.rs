@@ -23,7 +23,9 @@ use crate::kernel::{
 };
 use crate::launch::subtree::{self as shims, ShimLimits};
 use crate::launch::{gate, orphans, systemd};
-use crate::model::{ContainerId, EscapeeAct, ExitStatus, Now, ProcessId, RunId, RunSpec, Sample, Sought, Usage};
+use crate::model::{
+    ContainerId, EscapeeAct, ExitStatus, Now, ProcessId, RunId, RunSpec, Sample, Sought, Usage, Worktree,
+};
 
 /// How long opening a gate waits for execve. A file on a network that hangs must not hold up the engine.
 const EXEC_TIMEOUT: Duration = Duration::from_secs(1);
@@ -229,7 +231,7 @@ impl Kernel for Host {
         let mut notices = self.poller.wait(timeout)?;
         let ready = std::mem::take(&mut *self.ready.lock().unwrap_or_else(PoisonError::into_inner));
         notices.extend(ready.into_iter().map(Notice::Told));
-        notices.extend(self.seeker.has_findings().then_some(Notice::Found));
+        notices.extend(self.answers.are_there().then_some(Notice::Found));
         Ok(notices)
     }
 
@@ -382,8 +384,12 @@ impl Kernel for Host {
         self.seeker.act(of, act);
     }
 
+    fn look_for_locks(&mut self, of: Worktree) {
+        self.looker.look(of);
+    }
+
     fn findings(&mut self) -> Vec<Finding> {
-        self.seeker.findings()
+        self.answers.take()
     }
 
     fn oom_kills(&mut self, container: &HostContainer) -> u64 {

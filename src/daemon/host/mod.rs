@@ -6,6 +6,7 @@
 mod backend;
 mod cgroup;
 mod kernel;
+mod looker;
 mod notify;
 mod oom;
 mod seeker;
@@ -36,10 +37,11 @@ use crate::model::{
 
 use backend::Taken;
 use cgroup::{HostCgroup, Kept};
+use looker::Looker;
 pub use notify::NotifyOptions;
 use notify::Voices;
 use oom::Slices;
-use seeker::Seeker;
+use seeker::{Answers, Seeker};
 use subtree::{Around, HostSubtree};
 use unit::{HostUnit, Ready};
 
@@ -126,7 +128,10 @@ pub struct Host {
     voices: Voices,
     /// What the OOM killer did in them.
     slices: Slices,
+    /// What the threads beside the engine's have found.
+    answers: Answers,
     seeker: Seeker,
+    looker: Looker,
 }
 
 /// What holds a run together.
@@ -199,6 +204,7 @@ impl Host {
         }
         orphans::adopt().map_err(|source| KernelError::Io { op: "adopt", what: "orphans".to_owned(), source })?;
         let (nofile, limit) = raise_descriptor_limit();
+        let answers = Answers::new(waker.clone());
         let host = Self {
             backend,
             considered,
@@ -219,7 +225,9 @@ impl Host {
             below_shims: 0,
             voices: Voices::new(options.notify),
             slices: Slices::default(),
-            seeker: Seeker::new(waker.clone()),
+            seeker: Seeker::new(answers.clone()),
+            looker: Looker::new(answers.clone()),
+            answers,
         };
         Ok((host, waker))
     }
@@ -296,6 +304,7 @@ impl Host {
             data_max_bytes: data_bytes,
             tasks_max: tasks,
             notify: self.notify(run, limits),
+            command: None,
         };
         Ok((reserved, fd))
     }

@@ -26,19 +26,45 @@ enum What {
     Act(Box<Sought>, EscapeeAct),
 }
 
+/// Where threads put what they have found, for the engine's to take.
+#[derive(Debug, Clone)]
+pub(super) struct Answers {
+    waker: Waker,
+    findings: Arc<Mutex<Vec<Finding>>>,
+}
+
+impl Answers {
+    pub(super) fn new(waker: Waker) -> Self {
+        Self { waker, findings: Arc::default() }
+    }
+
+    pub(super) fn give(&self, found: impl IntoIterator<Item = Finding>) {
+        self.findings.lock().unwrap_or_else(PoisonError::into_inner).extend(found);
+        self.waker.wake();
+    }
+
+    /// What was found since the last call.
+    pub(super) fn take(&self) -> Vec<Finding> {
+        std::mem::take(&mut *self.findings.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(super) fn are_there(&self) -> bool {
+        !self.findings.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+}
+
 /// The thread, and what it has to know.
 #[derive(Debug)]
 pub(super) struct Seeker {
     live: Live,
-    waker: Waker,
+    answers: Answers,
     /// Begun with the first errand; it ends with this.
     errands: Option<mpsc::Sender<Errand>>,
-    findings: Arc<Mutex<Vec<Finding>>>,
 }
 
 impl Seeker {
-    pub(super) fn new(waker: Waker) -> Self {
-        Self { live: Live::default(), waker, errands: None, findings: Arc::default() }
+    pub(super) fn new(answers: Answers) -> Self {
+        Self { live: Live::default(), answers, errands: None }
     }
 
     /// A unit is about to be made for a run, and its process to be moved there: to systemd that is one step, to us two.
@@ -68,15 +94,6 @@ impl Seeker {
         self.send(What::Act(Box::new(of), act));
     }
 
-    /// What was found since the last call.
-    pub(super) fn findings(&self) -> Vec<Finding> {
-        std::mem::take(&mut *self.findings.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    pub(super) fn has_findings(&self) -> bool {
-        !self.findings.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
-    }
-
     /// Without a thread nobody answers, which whoever asked gives up to wait for; the next errand tries again.
     fn send(&mut self, what: What) {
         let errand = Errand { live: self.live.clone(), what };
@@ -92,7 +109,7 @@ impl Seeker {
 
     fn start(&self) -> Option<mpsc::Sender<Errand>> {
         let (sender, errands) = mpsc::channel::<Errand>();
-        let (findings, waker) = (self.findings.clone(), self.waker.clone());
+        let answers = self.answers.clone();
         let work = move || {
             let mut from = 0;
             while let Ok(Errand { live, what }) = errands.recv() {
@@ -101,8 +118,7 @@ impl Seeker {
                     What::Look(runs) => escape::look(&runs, &live, &mut from, BUDGET),
                     What::Act(of, act) => vec![escape::act(&of, &live, act)],
                 };
-                findings.lock().unwrap_or_else(PoisonError::into_inner).extend(found);
-                waker.wake();
+                answers.give(found);
             }
         };
         std::thread::Builder::new().name("escapees".to_owned()).spawn(work).ok().map(|_| sender)

@@ -155,6 +155,7 @@ impl HostUnit {
             sandbox: spec.limits.sandbox,
             credentials: spec.limits.credentials.iter().map(|c| (c.name.clone(), c.path.clone())).collect(),
             workflow: spec.workflow,
+            was_queued: exec.kept.is_some(),
         };
         manager.start_service(wanted, self.done(ready));
         Ok(())

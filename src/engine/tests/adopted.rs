@@ -37,6 +37,28 @@ fn the_next_instance_looks_for_output_only_of_who_is_not_ready_and_does_not_noti
 }
 
 #[test]
+fn what_an_earlier_instance_has_sent_is_its_kill_and_what_ended_before_that_is_not() {
+    let mut b = Steps::live(spec(ONE));
+    b.kill(KillMode::Graceful);
+    b.step(Event::Recorded(Ticket::Kill(ONE)));
+    let killed = Outcome::Killed { reason: KillReason::Requested { text: "because".into() } };
+    for (status, expected) in [
+        (ExitStatus::Signaled(15), killed.clone()),
+        (ExitStatus::Signaled(9), killed),
+        (ExitStatus::Signaled(11), Outcome::Signaled { signal: 11 }),
+        (ExitStatus::Exited(0), Outcome::Exited { code: 0 }),
+    ] {
+        let (mut adopted, _) = next(&b, Found::Gone);
+        adopted.step(Event::StatusAsked { run: ONE, status: Some(status) });
+        assert_eq!(outcome(&adopted), Some(expected), "{status:?}");
+    }
+    // Without a kill it was somebody else.
+    let (mut adopted, _) = next(&Steps::live(spec(ONE)), Found::Gone);
+    adopted.step(Event::StatusAsked { run: ONE, status: Some(ExitStatus::Signaled(15)) });
+    assert_eq!(outcome(&adopted), Some(Outcome::Signaled { signal: 15 }));
+}
+
+#[test]
 fn the_next_instance_kills_on_and_reports_what_cannot_be_killed_once() {
     let mut b = Steps::live(spec(ONE));
     b.kill(KillMode::Force);

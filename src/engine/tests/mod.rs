@@ -1,18 +1,21 @@
 //! What each event is answered with, where random sequences do not tell.
 
 mod adopted;
+mod agents;
 mod ends;
 mod escapees;
 mod kills;
 mod looks;
+mod queues;
+mod remains;
 mod said;
 mod starts;
 
 use super::*;
 use crate::engine::run::Timer;
 use crate::model::{
-    CgroupIdentity, ContainerId, ErrorKind, Evidence, ExitStatus, Health, KillMode, KillReason, Limits, Outcome, Phase,
-    ProcessId, ProcessSeen, Resources, RunSpec, Sandbox, Watch,
+    CgroupIdentity, Cleanup, ContainerId, ErrorKind, Evidence, ExitStatus, GitLocks, Health, KillMode, KillReason,
+    Limits, Outcome, Phase, ProcessId, ProcessSeen, Resources, RunSpec, Sandbox, Watch,
 };
 
 const ONE: RunId = RunId::from_bytes([0, 0, 0, 0, 0, 1]);
@@ -31,6 +34,8 @@ fn container() -> ContainerId {
 /// A detached run that is ready at once, without limits.
 pub(super) fn spec(id: RunId) -> RunSpec {
     let limits = Limits {
+        max_running: None,
+        queue_timeout: None,
         init_timeout: None,
         max_runtime: None,
         watch: Watch { escapees: crate::model::Action::Off, ..Watch::default() },
@@ -38,12 +43,14 @@ pub(super) fn spec(id: RunId) -> RunSpec {
         readiness: Readiness::Exec,
         resources: Resources::default(),
         isolate_pids: false,
+        cleanup: Cleanup::default(),
         sandbox: Sandbox::Off,
         credentials: Vec::new(),
     };
     RunSpec {
         id,
         workflow: "test".into(),
+        executor: "local".into(),
         name: None,
         command: vec!["sim".into()],
         cwd: "/".into(),
@@ -66,15 +73,22 @@ struct Steps {
 impl Steps {
     fn new(max_runs: usize) -> Self {
         let now = Now { mono: Mono(5_000_000_000), wall: Wall(1_000_000_000_000_000) };
-        Self { engine: Engine::new(Settings { max_runs }), now }
+        Self { engine: Engine::new(Settings { max_runs, ..Settings::default() }), now }
     }
 
+    /// What is asked of git is answered at once: there is no repository.
     fn step(&mut self, event: Event) -> Vec<Effect> {
-        self.engine.step(event, self.now)
+        let mut effects = self.engine.step(event, self.now);
+        while let Some(at) = effects.iter().position(|e| matches!(e, Effect::LookForLocks(_))) {
+            let Effect::LookForLocks(of) = effects.remove(at) else { continue };
+            let answer = Event::LocksFound { run: of.run, number: of.number, found: GitLocks::default() };
+            effects.extend(self.engine.step(answer, self.now));
+        }
+        effects
     }
 
     fn launch(&mut self, spec: RunSpec) -> Vec<Effect> {
-        self.step(Event::Launch { spec: Box::new(spec), reply: ReplyTo(1), actor: me() })
+        self.step(Event::Launch { spec: Box::new(spec), reply: ReplyTo(1), actor: me(), reason: String::new() })
     }
 
     /// Launched, and contained.
@@ -149,7 +163,7 @@ fn there() -> Found {
 
 /// The next instance, to which this was left.
 fn next(b: &Steps, found: Found) -> (Steps, Vec<Effect>) {
-    let mut next = Steps { engine: Engine::new(Settings { max_runs: 9 }), now: b.now };
+    let mut next = Steps { engine: Engine::new(Settings { max_runs: 9, ..Settings::default() }), now: b.now };
     let effects = next.step(Event::Adopt { run: Box::new(b.kept()), found });
     (next, effects)
 }

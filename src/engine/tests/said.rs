@@ -12,7 +12,7 @@ fn beating() -> Steps {
 }
 
 impl Steps {
-    fn said(&mut self, said: Notification) -> Vec<Effect> {
+    pub(super) fn said(&mut self, said: Notification) -> Vec<Effect> {
         self.step(Event::Heard { run: ONE, messages: vec![said], refused: Refused::default(), reply: None })
     }
 }
@@ -25,11 +25,11 @@ fn status(text: &str) -> Notification {
     Notification { status: Some(text.into()), ..Notification::default() }
 }
 
-fn is_published(effects: &[Effect]) -> bool {
+pub(super) fn is_published(effects: &[Effect]) -> bool {
     has(effects, |e| matches!(e, Effect::Publish(ONE)))
 }
 
-fn is_saved(effects: &[Effect]) -> bool {
+pub(super) fn is_saved(effects: &[Effect]) -> bool {
     has(effects, |e| matches!(e, Effect::Record(_)))
 }
 

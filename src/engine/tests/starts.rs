@@ -12,10 +12,10 @@ fn no_more_runs_are_live_than_are_allowed_and_a_reload_counts_at_once() {
     let [Err(refusal)] = answers(&refused)[..] else { panic!("{refused:?}") };
     assert_eq!(refusal.kind, ErrorKind::LimitExceeded);
     assert!(has(&refused, |e| matches!(e, Effect::CloseGate(TWO))), "nothing of it is executed");
-    b.engine.configure(Settings { max_runs: 2 });
+    b.step(Event::Configured(Settings { max_runs: 2, ..Settings::default() }));
     assert!(answers(&b.launch(spec(TWO))).is_empty());
     assert_eq!((b.engine.live(), b.engine.runs().count()), (2, 2));
-    b.engine.configure(Settings { max_runs: 9 });
+    b.step(Event::Configured(Settings { max_runs: 9, ..Settings::default() }));
     let twice = b.launch(spec(TWO));
     assert!(matches!(answers(&twice)[..], [Err(Error { kind: ErrorKind::Internal, .. })]), "{twice:?}");
 }
@@ -69,7 +69,7 @@ fn init_timeout_ends_what_is_not_ready_after_a_last_look_and_is_over_with_the_fi
     b.step(Event::Probed { run: ONE, output: false });
     assert_eq!(b.phase(), Some(Phase::Initializing), "its time is not over");
     assert!(wants_probe(&b.pass(SECOND)).contains(&SECOND), "a look before the kill");
-    let mut ready = Steps { engine: Engine::new(Settings { max_runs: 9 }), now: b.now };
+    let mut ready = Steps { engine: Engine::new(Settings { max_runs: 9, ..Settings::default() }), now: b.now };
     ready.step(Event::Adopt { run: Box::new(b.kept()), found: there() });
     let ended = b.step(Event::Probed { run: ONE, output: false });
     assert_eq!(b.phase(), Some(Phase::Stopping));

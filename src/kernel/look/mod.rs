@@ -11,6 +11,7 @@ mod files;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(super) mod fuzz;
 mod memory;
+mod open;
 mod peers;
 mod sockets;
 mod tasks;
@@ -25,7 +26,7 @@ use rustix::time::{ClockId, clock_gettime};
 use self::tasks::Looked;
 use super::cgroup::{CgroupDir, parse_key};
 use super::{Evidence, clock, process};
-use crate::model::{ProcessSeen, RecentCpu};
+use crate::model::{OpenFiles, ProcessSeen, RecentCpu};
 
 /// As many processes as a person reads.
 const MAX_PROCESSES: usize = 64;
@@ -55,8 +56,14 @@ pub(super) fn look_at(pids: &BTreeSet<u32>, started: Instant, budget: Duration) 
     let first = pids.iter().take(MAX_PROCESSES).take_while(|_| Instant::now() < until);
     let mut looked: Vec<Looked> = first.filter_map(|pid| Looked::at(*pid, uptime_usec)).collect();
     let processes = looked.iter().map(|l| l.seen.clone()).collect();
-    let processes = look_closer(&mut looked, until).unwrap_or(processes);
-    Evidence { processes, total, seen_at: Some(clock::now().wall), ..Evidence::default() }
+    let Closer { processes, open } = look_closer(&mut looked, total, until).unwrap_or(Closer { processes, open: None });
+    Evidence { processes, total, open, seen_at: Some(clock::now().wall), ..Evidence::default() }
+}
+
+/// What a closer look has told so far.
+struct Closer {
+    processes: Vec<ProcessSeen>,
+    open: Option<OpenFiles>,
 }
 
 /// Adds what each process uses of the CPU in this time, which it waits for.
@@ -88,7 +95,7 @@ fn uptime_usec() -> u64 {
 }
 
 /// None if nothing came of it in time.
-fn look_closer(looked: &mut Vec<Looked>, until: Instant) -> Option<Vec<ProcessSeen>> {
+fn look_closer(looked: &mut Vec<Looked>, total: u32, until: Instant) -> Option<Closer> {
     if looked.is_empty() || Instant::now() >= until || LOOKING.load(Ordering::Relaxed) >= MAX_STUCK {
         return None;
     }
@@ -96,11 +103,15 @@ fn look_closer(looked: &mut Vec<Looked>, until: Instant) -> Option<Vec<ProcessSe
     let mut looked = std::mem::take(looked);
     LOOKING.fetch_add(1, Ordering::Relaxed);
     let looker = std::thread::Builder::new().name("look".to_owned()).stack_size(STACK_BYTES).spawn(move || {
-        let tell = |looked: &[Looked]| {
+        let tell = |looked: &[Looked], open: Option<&OpenFiles>| {
             // Who gave up waiting is told nothing.
-            let _ = sender.send(looked.iter().map(|l| l.seen.clone()).collect::<Vec<_>>());
+            let processes = looked.iter().map(|l| l.seen.clone()).collect();
+            let _ = sender.send(Closer { processes, open: open.cloned() });
         };
         tasks::look(&mut looked, until);
+        tell(&looked, None);
+        let open = open::look(&looked, total, until);
+        let tell = |looked: &[Looked]| tell(looked, Some(&open));
         tell(&looked);
         memory::look(&mut looked, until);
         ends::look(&mut looked, until, tell);

@@ -80,7 +80,7 @@ fn take(arguments: impl Iterator<Item = String>) -> Option<(OwnedFd, Handed)> {
     let mut next = || fds.next().flatten();
     let (orders, record, gate, report, ready) = (next()?, next()?, next()?, next()?, next()?);
     let files = match (next(), next(), next()) {
-        (Some(stdin), Some(output), Some(cwd)) => Some(Files { stdin, output, cwd }),
+        (Some(stdin), Some(output), Some(cwd)) => Some(Files { stdin, output, cwd, kept: next() }),
         _ => None,
     };
     Some((orders, Handed { record, gate, report, ready, files }))

@@ -236,6 +236,8 @@ mod tests {
     #[test]
     fn what_cannot_be_enforced_is_told_with_its_value() {
         let mut limits = Limits {
+            max_running: None,
+            queue_timeout: None,
             init_timeout: None,
             max_runtime: None,
             watch: crate::model::Watch::default(),
@@ -243,6 +245,7 @@ mod tests {
             readiness: Readiness::Exec,
             resources: Resources::default(),
             isolate_pids: false,
+            cleanup: crate::model::Cleanup::default(),
             sandbox: crate::model::Sandbox::default(),
             credentials: Vec::new(),
         };

@@ -70,7 +70,8 @@ pub fn detached(exec: &Exec, nofile: Option<(u64, u64)>, options: &Options<'_>) 
     let record = duplicate(options.record)?;
     let handed =
         [&orders, &record, &pipes.gate, &pipes.reports, &pipes.readies, &files.stdin, &files.output, &files.cwd];
-    let shim = spawn(options, &handed.map(AsFd::as_fd))?;
+    let handed: Vec<_> = handed.into_iter().chain(&files.kept).map(AsFd::as_fd).collect();
+    let shim = spawn(options, &handed)?;
     drop((pipes.gate, pipes.reports, pipes.readies));
     started(shim, &pipes.ready, Gate::new(name, pipes.entrance, pipes.report), READY_FOR_THE_ENGINE, options)
 }

@@ -23,8 +23,8 @@ pub(super) struct Jobs(Mutex<Table>);
 #[derive(Debug, Default)]
 struct Table {
     seen: HashMap<RunId, HashSet<String>>,
-    /// Those by which we started them.
-    own: HashMap<RunId, String>,
+    /// Those that we asked for ourselves.
+    own: HashMap<RunId, HashSet<String>>,
 }
 
 impl Jobs {
@@ -32,16 +32,17 @@ impl Jobs {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes the job by which we started the unit of a run.
+    /// Notes a job for the unit of a run that we asked for.
     pub(super) fn is_ours(&self, run: RunId, job: &str) {
-        self.table().own.insert(run, job.to_owned());
+        self.table().own.entry(run).or_default().insert(job.to_owned());
     }
 
     /// Whether there was a job for the unit of a run that was not ours.
     pub(super) fn has_others(&self, run: RunId) -> bool {
         let table = self.table();
         let own = table.own.get(&run);
-        table.seen.get(&run).is_some_and(|seen| seen.iter().any(|job| Some(job) != own))
+        let is_ours = |job: &String| own.is_some_and(|own| own.contains(job));
+        table.seen.get(&run).is_some_and(|seen| !seen.iter().all(is_ours))
     }
 
     pub(super) fn forget(&self, run: RunId) {

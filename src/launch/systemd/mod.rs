@@ -378,7 +378,7 @@ impl Link {
                         looked(link.look(run, kind).await);
                         wake();
                     }
-                    Request::Collect(run, kind) => link.collect(run, kind).await,
+                    Request::Collect(run, kind) => drop(link.collect(run, kind).await),
                 }
             });
         }
@@ -453,9 +453,16 @@ impl Link {
         tokio::time::timeout(LOOK, look).await.ok().flatten()
     }
 
-    async fn collect(&self, run: RunId, kind: UnitKind) {
-        if let Ok(Line { bus, .. }) = self.line().await {
-            scope::collect(&bus, &names::unit(run, kind), kind, &self.mount).await;
+    /// Gives the job that stops it, if there is one.
+    async fn collect(&self, run: RunId, kind: UnitKind) -> Option<String> {
+        let Line { bus, .. } = self.line().await.ok()?;
+        scope::collect(&bus, &names::unit(run, kind), kind, &self.mount).await
+    }
+
+    /// Gives up the unit that an earlier instance had started for a run, before it is started again.
+    async fn make_room(&self, run: RunId, kind: UnitKind) {
+        if let Some(job) = self.collect(run, kind).await {
+            self.jobs.is_ours(run, &job);
         }
     }
 

@@ -268,8 +268,8 @@ pub(super) async fn start_unit(
 
 /// Gives up a unit in which no process is. systemd collects a scope when it sees the cgroup become empty; it never sees
 /// that of one which never held a process (it was a zombie by then; M with 252 and 257), or whose directory somebody else
-/// removed. It is not stopped if anything is in it: a stop is a kill, and what is in it may not be ours.
-pub(super) async fn collect(bus: &Connection, unit: &str, kind: UnitKind, mount: &Cgroup2Mount) {
+/// removed. It is not stopped if anything is in it: a stop is a kill, and what is in it may not be ours. Gives the job.
+pub(super) async fn collect(bus: &Connection, unit: &str, kind: UnitKind, mount: &Cgroup2Mount) -> Option<String> {
     let collect = async {
         // systemd answers in the order it was asked: a start that was given up is over by then, or it is a job that has
         // not begun, which the stop cancels.
@@ -280,13 +280,14 @@ pub(super) async fn collect(bus: &Connection, unit: &str, kind: UnitKind, mount:
             Some(Err(e)) => e.is_gone(),
             None => true,
         };
-        if is_empty {
-            call::<_, OwnedObjectPath>(bus, THE_MANAGER, "StopUnit", &(unit, "replace")).await?;
+        if !is_empty {
+            return zbus::Result::Ok(None);
         }
-        zbus::Result::Ok(())
+        let job: OwnedObjectPath = call(bus, THE_MANAGER, "StopUnit", &(unit, "replace")).await?;
+        Ok(Some(job.as_str().to_owned()))
     };
     // Nothing is lost with an error: the unit is gone already, or systemd is, or it will be listed at the next start.
-    let _ = tokio::time::timeout(COLLECT, collect).await;
+    tokio::time::timeout(COLLECT, collect).await.ok()?.ok()?
 }
 
 /// A text property that units of this kind have.

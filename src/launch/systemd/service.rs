@@ -66,6 +66,8 @@ pub struct Wanted {
     pub sandbox: Sandbox,
     /// Secrets, as name and path: `LoadCredential=`.
     pub credentials: Vec<(String, String)>,
+    /// It was queued: an earlier instance may have started the unit, and has executed nothing in it.
+    pub was_queued: bool,
 }
 
 impl Wanted {
@@ -129,8 +131,17 @@ pub(super) async fn start(
     let unit = names::unit(wanted.run, UnitKind::Service);
     let step = Step::default();
     let steps = async {
-        let properties = wanted.properties(around.place.version, whole);
-        let Asked { job, is_done } = scope::start_unit(link, &unit, properties, &step).await?;
+        let Asked { job, is_done } = loop {
+            let properties = wanted.properties(around.place.version, whole);
+            match scope::start_unit(link, &unit, properties, &step).await {
+                // Its gate was closed with that instance, and it is given up as soon as its wrapper has exited.
+                Err(KernelError::Busy { .. }) if wanted.was_queued => {
+                    link.make_room(wanted.run, UnitKind::Service).await;
+                    tokio::time::sleep(scope::AWAY).await;
+                }
+                asked => break asked?,
+            }
+        };
         loop {
             if let Some(Line { bus, .. }) = link.line_again(&unit).await? {
                 let asked = async {

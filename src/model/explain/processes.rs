@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::phrase::{clipped, listed, named};
 use super::threads::{self, Doing, Rank};
-use crate::model::{Access, File, Holder, Object, ProcessSeen, Wait, human_duration};
+use crate::model::{Access, File, Holder, Object, ProcessSeen, RELAY_NAME, ThreadSeen, Wait, human_duration};
 
 /// A process that has used this much of a core computes, whatever it does at the moment of the look.
 const BUSY_PERCENT: u64 = 50;
@@ -57,7 +57,8 @@ pub(super) fn what_matters(seen: &[ProcessSeen]) -> String {
             let waiting: Vec<&Node<'_>> = nodes.values().filter(|n| n.waits_for.contains(&node.process.pid)).collect();
             // Who waits for a lock says more than who waits for a child.
             let lock = waiting.iter().find_map(|n| n.lock());
-            let told = waiting.iter().filter(|n| n.lock() == lock);
+            // That the relay waits for its command says nothing.
+            let told = waiting.iter().filter(|n| n.lock() == lock && !is_relay(n.process));
             let names = told.map(|n| named(n.process.pid, &n.process.name)).collect::<Vec<_>>();
             let verb = if names.len() == 1 { "waits" } else { "wait" };
             let for_it = match (names.is_empty(), lock) {
@@ -96,11 +97,24 @@ fn node<'a>(process: &'a ProcessSeen, seen: &[ProcessSeen]) -> Node<'a> {
     };
     let is_other =
         |pid: &u32| *pid != process.pid && seen.iter().any(|p| p.pid == *pid && !matches!(p.state, 'Z' | 'X'));
-    let mut waits_for: Vec<u32> = on.map(|on| objects(on, process, seen)).unwrap_or_default();
+    let mut waits_for: Vec<u32> = match is_relay(process) && is_waiting_relay(process) {
+        true => objects(&Object::Child { pid: None }, process, seen),
+        false => on.map(|on| objects(on, process, seen)).unwrap_or_default(),
+    };
     waits_for.retain(is_other);
     waits_for.sort_unstable();
     waits_for.dedup();
     Node { process, doing, waits_for }
+}
+
+fn is_relay(process: &ProcessSeen) -> bool {
+    process.name.as_bytes() == RELAY_NAME.to_bytes()
+}
+
+/// Whether a relay waits for what its command does next. If not, it passes something on, and its output is what matters.
+fn is_waiting_relay(process: &ProcessSeen) -> bool {
+    let polls = |thread: &ThreadSeen| matches!(thread.wait, Wait::Call { on: Object::Several { .. }, .. });
+    process.threads.iter().all(polls)
 }
 
 fn objects(on: &Object, process: &ProcessSeen, seen: &[ProcessSeen]) -> Vec<u32> {

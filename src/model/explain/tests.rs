@@ -323,3 +323,25 @@ fn the_other_end_of_a_unix_socket_is_named_where_it_is_known() {
         "both processes sleep; server (pid 8), for which client (pid 7) waits, sleeps for 5 s (nanosleep)"
     );
 }
+
+#[test]
+fn a_relay_is_told_of_only_when_it_cannot_pass_on_what_it_has() {
+    let polls = || call("ppoll", Object::Several { total: 3, some: Vec::new(), timed: false });
+    let relay = |copier: Wait| {
+        let mut relay = process(7, 1, "guardian-relay", polls());
+        relay.threads.push(thread(17, 'S', copier));
+        relay
+    };
+    let agent = |wait: Wait| process(8, 7, "claude", wait);
+    assert_eq!(
+        said(vec![relay(polls()), agent(reads(tcp("203.0.113.7:443")))]),
+        "both processes sleep; claude (pid 8) waits on a TCP read from 203.0.113.7:443 (fd 3, read)"
+    );
+    let writes = |fd, file| call("write", Object::File { fd, access: Access::Write, file });
+    let stuck = relay(writes(1, pipe(&[(99, "less")])));
+    let told = said(vec![stuck, agent(writes(1, pipe(&[(7, "guardian-relay")])))]);
+    assert!(
+        told.contains("guardian-relay (pid 7), for which claude (pid 8) waits,") && told.contains("less"),
+        "{told}"
+    );
+}

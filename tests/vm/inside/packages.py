@@ -36,8 +36,10 @@ class Packages(unittest.TestCase):
     def test_an_installed_package_serves_and_has_everything(self):
         self.assertEqual(active(), "active")
         self.assertEqual(must("systemctl", "is-enabled", "guardiand").strip(), "enabled")
+        # Enabled by whoever has configured it.
+        self.assertEqual(run("systemctl", "is-enabled", "guardian-notify").out.strip(), "disabled")
         must("getent", "group", "guardian")
-        for page in ["guardian.1", "guardiand.8", "guardian-config.toml.5"]:
+        for page in ["guardian.1", "guardiand.8", "guardian-web.8", "guardian-notify.8", "guardian-config.toml.5"]:
             found = glob.glob(f"/usr/share/man/man*/{page}*")
             self.assertTrue(found, f"no manual page {page}: {glob.glob('/usr/share/man/man*/guardian*')}")
         for path in ["/usr/share/bash-completion/completions/guardian", "/usr/share/polkit-1/actions/org.guardian.Guardian1.policy",

@@ -1,4 +1,5 @@
 """Who may do what, asked with busctl, gdbus and a Python client, as several users."""
+# quick: bookworm
 
 import os
 import pathlib

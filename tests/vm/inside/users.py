@@ -1,4 +1,5 @@
 """Instances of ordinary users: on the session bus with the user's manager, private with and without such a manager."""
+# quick: trixie
 
 import os
 import signal

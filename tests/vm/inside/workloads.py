@@ -60,7 +60,11 @@ class Workloads(unittest.TestCase):
         view = show(run_id)
         self.assertEqual(view["receipt"]["survivors"], 0)
         self.assertTrue(view["receipt"]["proved"])
-        self.assertGreaterEqual(view["receipt"]["terminated"], int(kind[1]) if kind[1:] else 1)
+        least = int(kind[1]) if kind[1:] else 1
+        if kind == BOMB and view["user"] != "root":
+            # It shares its limit with whatever else that user starts meanwhile; root's is a user of its own.
+            least -= 10
+        self.assertGreaterEqual(view["receipt"]["terminated"], least)
         nothing_left(run_id)
 
     def all_ready(self, places):

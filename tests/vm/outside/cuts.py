@@ -1,5 +1,6 @@
 """The power is cut ten times while runs are launched and killed: what Guardian acknowledged is on record when it is back."""
 # limit: 1500
+# quick: trixie
 
 import json
 import os

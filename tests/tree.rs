@@ -1,4 +1,8 @@
-//! Runs below a subreaper, on the real kernel. Needs python3 and no right at all.
+//! Runs below a subreaper, on the real kernel. Needs python3 and no right at all. In a process of its own, since an instance,
+//! which other tests have in theirs, reaps every child.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+mod common;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs;
@@ -14,7 +18,11 @@ use guardian::kernel::{KernelError, process};
 use guardian::model::{ProcessId, RunId};
 use rustix::process::Signal;
 
-use crate::rig::{PATIENCE, until};
+use common::{PATIENCE, eventually};
+
+fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    eventually(what, || condition().then_some(()));
+}
 
 /// Contains its command, and exits when its last descendant has: with the proof of emptiness.
 const SUBREAPER: &str = "

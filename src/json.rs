@@ -1,18 +1,23 @@
-//! The shapes of `--json`: snake_case keys, durations in `*_usec`, each time both as `*_usec` and as RFC 3339. Keys are
-//! added, never renamed or removed.
+//! The shapes of JSON, of the command line's `--json` and of HTTP alike: snake_case keys, durations in `*_usec`, each time
+//! both as `*_usec` and as RFC 3339. Keys are added, never renamed or removed.
 
 use serde_json::{Map, Value, json};
 
-use super::output::utc_time;
 use crate::bus::client::AuditReport;
 use crate::bus::client::{Description, Explained};
 use crate::model::{
-    AuditRow, Escapee, Heartbeats, KillAnswer, Outcome, ProcessId, ProcessSeen, Receipt, RunView, Usage, UsageSample,
-    Wall,
+    AgentWatch, AuditRow, Day, Escapee, GitLock, Heartbeats, KillAnswer, Limits, Outcome, ProcessId, ProcessSeen,
+    Progress, Receipt, Remains, RunView, Statistics, Suggested, Suggestion, Usage, UsageSample, Wall, is_unsafe,
 };
 
 fn usec(d: std::time::Duration) -> u64 {
     u64::try_from(d.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// A time: RFC 3339 in UTC.
+pub fn utc_time(at: Wall) -> String {
+    let timestamp = i64::try_from(at.0).ok().and_then(|usec| jiff::Timestamp::from_microsecond(usec).ok());
+    timestamp.map_or_else(|| at.0.to_string(), |t| t.to_string())
 }
 
 /// A time as `NAME` in RFC 3339 and `NAME_usec`.
@@ -28,7 +33,6 @@ fn object(value: Value) -> Map<String, Value> {
 /// A run.
 pub fn run(view: &RunView) -> Value {
     let process = |p: Option<ProcessId>| p.map(|p| json!({"pid": p.pid, "start_ticks": p.start_ticks}));
-    let limits = &view.spec.limits;
     let reasons = view.reasons.iter().map(|r| {
         let mut o = object(json!({"rule": r.rule, "level": r.level, "text": r.text}));
         time(&mut o, "since", Some(r.since));
@@ -58,44 +62,74 @@ pub fn run(view: &RunView) -> Value {
         "cgroup": view.container.as_ref().and_then(|c| c.cgroup()).map(|c| json!({"path": c.path, "inode": c.inode})),
         "shim": process(view.container.as_ref().and_then(|c| c.shim())),
         "frozen": view.frozen,
-        "limits": {
-            "init_timeout_usec": limits.init_timeout.map(usec),
-            "max_runtime_usec": limits.max_runtime.map(usec),
-            "heartbeat_timeout_usec": limits.watch.heartbeat_timeout.map(usec),
-            "heartbeat_action": limits.watch.heartbeat_action,
-            "init_action": limits.watch.init_action,
-            "max_runtime_action": limits.watch.max_runtime_action,
-            "idle_timeout_usec": limits.watch.idle_timeout.map(usec),
-            "idle_action": limits.watch.idle_action,
-            "spin_timeout_usec": limits.watch.spin_timeout.map(usec),
-            "spin_action": limits.watch.spin_action,
-            "input_timeout_usec": limits.watch.input_timeout.map(usec),
-            "input_action": limits.watch.input_action,
-            "escapees": limits.watch.escapees,
-            "pressure_max_percent": limits.watch.pressure_max_percent,
-            "dry_run": limits.watch.dry_run,
-            "grace_usec": usec(limits.grace),
-            "readiness": limits.readiness,
-            "memory_max_bytes": limits.resources.memory_max_bytes,
-            "tasks_max": limits.resources.tasks_max,
-            "cpu_max_percent": limits.resources.cpu_max_percent,
-            "isolate_pids": limits.isolate_pids,
-            "sandbox": limits.sandbox,
-        },
+        "limits": limits(&view.spec.limits),
         "deadlines": deadlines.collect::<Vec<_>>(),
         "usage": usage(&view.usage),
         "outcome": view.outcome.as_ref().map(outcome),
         "exit_status": view.outcome.as_ref().map(Outcome::exit_status),
         "receipt": view.receipt.as_ref().map(receipt),
         "heartbeats": heartbeats(&view.heartbeats),
+        "progress": view.progress.as_ref().map(progress),
         "escapees": escapees(&view.escapees),
         "notices": view.notices,
     }));
+    let queue = view.queued.as_ref().map(|q| json!({"position": q.position, "length": q.of, "reason": q.why}));
+    o.extend([("executor".to_owned(), view.spec.executor.as_str().into()), ("queue".to_owned(), queue.into())]);
     time(&mut o, "created_at", Some(view.created_at));
     time(&mut o, "started_at", view.started_at);
     time(&mut o, "ready_at", view.ready_at);
     time(&mut o, "finished_at", view.finished_at);
     Value::Object(o)
+}
+
+/// What a run is held to.
+fn limits(limits: &Limits) -> Value {
+    let mut o = object(json!({
+        "queue_timeout_usec": limits.queue_timeout.map(usec),
+        "init_timeout_usec": limits.init_timeout.map(usec),
+        "max_runtime_usec": limits.max_runtime.map(usec),
+        "heartbeat_timeout_usec": limits.watch.heartbeat_timeout.map(usec),
+        "heartbeat_action": limits.watch.heartbeat_action,
+        "init_action": limits.watch.init_action,
+        "max_runtime_action": limits.watch.max_runtime_action,
+        "idle_timeout_usec": limits.watch.idle_timeout.map(usec),
+        "idle_action": limits.watch.idle_action,
+        "spin_timeout_usec": limits.watch.spin_timeout.map(usec),
+        "spin_action": limits.watch.spin_action,
+        "input_timeout_usec": limits.watch.input_timeout.map(usec),
+        "input_action": limits.watch.input_action,
+        "escapees": limits.watch.escapees,
+        "pressure_max_percent": limits.watch.pressure_max_percent,
+        "dry_run": limits.watch.dry_run,
+        "grace_usec": usec(limits.grace),
+        "readiness": limits.readiness,
+        "memory_max_bytes": limits.resources.memory_max_bytes,
+        "tasks_max": limits.resources.tasks_max,
+        "cpu_max_percent": limits.resources.cpu_max_percent,
+        "isolate_pids": limits.isolate_pids,
+        "cleanup": {"git_locks": limits.cleanup.git_locks},
+        "sandbox": limits.sandbox,
+    }));
+    o.extend(agent_limits(&limits.watch.agent));
+    Value::Object(o)
+}
+
+/// What an agent is held to.
+pub fn agent_limits(agent: &AgentWatch) -> Map<String, Value> {
+    object(json!({
+        "turn_timeout_usec": agent.turn_timeout.map(usec),
+        "turn_action": agent.turn_action,
+        "loop_max": agent.loop_max,
+        "loop_action": agent.loop_action,
+        "max_turns": agent.max_turns,
+        "max_turns_action": agent.max_turns_action,
+        "max_tokens": agent.max_tokens,
+        "max_tokens_action": agent.max_tokens_action,
+        "max_cost_micro_usd": agent.max_cost_micro_usd,
+        "max_cost_action": agent.max_cost_action,
+        "permission_timeout_usec": agent.permission_timeout.map(usec),
+        "permission_action": agent.permission_action,
+    }))
 }
 
 fn usage(usage: &Usage) -> Value {
@@ -135,6 +169,24 @@ fn heartbeats(said: &Heartbeats) -> Value {
     Value::Object(o)
 }
 
+/// How far an agent has come.
+pub fn progress(p: &Progress) -> Value {
+    json!({
+        "session_id": p.session,
+        "model": p.model,
+        "turns": p.turns,
+        "turns_max": p.turns_max,
+        "tokens": p.tokens,
+        "cost_micro_usd": p.cost_micro_usd,
+        "tool": p.tool,
+        "repeats": p.repeats,
+        "repeated": p.repeated,
+        "waiting": p.waiting,
+        "result": p.result.as_ref().map(|r| json!({"success": r.success, "text": r.text})),
+        "summary": p.summary(),
+    })
+}
+
 fn outcome(outcome: &Outcome) -> Value {
     let mut o = object(json!({"kind": outcome.code(), "text": outcome.to_string()}));
     match outcome {
@@ -158,6 +210,18 @@ fn escapees(all: &[Escapee]) -> Value {
         json!({"pid": process.pid, "start_ticks": process.start_ticks, "name": name, "cgroup": cgroup, "fate": fate})
     };
     all.iter().map(one).collect()
+}
+
+fn remains(r: &Remains) -> Value {
+    let lock = |l: &GitLock| json!({"path": l.path, "fate": l.fate.as_str(), "why": Some(l.fate.why()).filter(|why| !why.is_empty())});
+    json!({
+        "others": r.others,
+        "files": r.files,
+        "files_total": r.files_total,
+        "git_locks": r.git.locks.iter().map(lock).collect::<Vec<_>>(),
+        "git_locks_total": r.git.total,
+        "not_looked_at": r.unseen().collect::<Vec<_>>(),
+    })
 }
 
 /// An explanation, with all that was seen.
@@ -196,6 +260,7 @@ pub fn receipt(r: &Receipt) -> Value {
         "processes": processes(&r.processes),
         "processes_total": r.processes_total,
         "escapees": escapees(&r.escapees),
+        "remains": r.remains.as_ref().map(remains),
         "explanation": (!r.explanation.is_empty()).then_some(&r.explanation),
     }));
     time(&mut o, "requested_at", Some(r.requested_at));
@@ -234,6 +299,50 @@ pub fn row(row: &AuditRow) -> Value {
     Value::Object(o)
 }
 
+/// What there is to say about the runs of a workflow that are over.
+pub fn statistics(s: &Statistics) -> Value {
+    let day = |d: &Day| {
+        json!({
+            "day": day(d.at),
+            "runs": d.outcomes.total(),
+            "outcomes": d.outcomes,
+            "duration_p50_usec": d.duration_p50_usec,
+            "memory_peak_max_bytes": d.memory_peak_max_bytes,
+        })
+    };
+    let suggestion = |s: &Suggestion| {
+        json!({
+            "limit": s.limit,
+            "value": s.value,
+            "unit": if s.limit == Suggested::MemoryMax { "bytes" } else { "usec" },
+            "setting": s.setting(),
+            "basis_runs": s.basis,
+            "p99": s.p99,
+            "exceeding_runs": s.exceeding,
+            "sentence": s.to_string(),
+        })
+    };
+    let mut o = object(json!({
+        "workflow": s.workflow,
+        "runs": s.outcomes.total(),
+        "outcomes": s.outcomes,
+        "kills": s.kills,
+        "duration_usec": s.duration_usec,
+        "cpu_usec": s.cpu_usec,
+        "memory_peak_bytes": s.memory_peak_bytes,
+        "days": s.days.iter().map(day).collect::<Vec<_>>(),
+        "suggestions": s.suggestions.iter().map(suggestion).collect::<Vec<_>>(),
+    }));
+    time(&mut o, "first_finished_at", Some(s.first_at));
+    time(&mut o, "last_finished_at", Some(s.last_at));
+    Value::Object(o)
+}
+
+/// The day of a time in UTC, as 2026-11-29.
+pub fn day(at: Wall) -> String {
+    utc_time(at).chars().take_while(|c| *c != 'T').collect()
+}
+
 /// What came of checking the audit.
 pub fn report(r: &AuditReport) -> Value {
     json!({
@@ -270,4 +379,29 @@ pub fn instance(d: &Description) -> Map<String, Value> {
     }));
     time(&mut o, "started_at", Some(Wall(d.start_timestamp_usec)));
     o
+}
+
+/// The same JSON with an escape for what serde_json leaves as it is and a terminal may take for a command: DEL, the control
+/// characters above U+007F, and what reorders text. All of them are in strings, so that the values are the same.
+pub fn inert(json: &str) -> String {
+    let mut safe = String::with_capacity(json.len());
+    for c in json.chars() {
+        match c {
+            '\n' => safe.push(c),
+            c if is_unsafe(c) => safe.push_str(&format!("\\u{:04x}", u32::from(c))),
+            c => safe.push(c),
+        }
+    }
+    safe
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_in_utc() {
+        assert_eq!(utc_time(Wall(1_700_000_000_000_000)), "2023-11-14T22:13:20Z");
+        assert_eq!(day(Wall(1_700_000_000_000_000)), "2023-11-14");
+    }
 }
