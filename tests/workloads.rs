@@ -67,8 +67,9 @@ fn counts_are_true(run: &Run, counted: u32, sigterm: Sigterm) {
     let receipt = run.receipt();
     assert_eq!(receipt.processes_total, counted, "{receipt:?}");
     match sigterm {
-        // A server that forks as it shuts down: what came after the count was signalled as well.
-        Sigterm::Mixed => assert!(receipt.terminated >= counted, "{receipt:?}"),
+        // A server that forks as it shuts down: what came after the count was signalled as well. What it hangs up on may be
+        // gone before its turn comes.
+        Sigterm::Mixed => assert!((1..=2 * counted).contains(&receipt.terminated), "{receipt:?}"),
         Sigterm::Ends | Sigterm::Ignored => assert_eq!(receipt.terminated, counted, "{receipt:?}"),
     }
     assert_eq!(receipt.processes.len(), counted.min(64) as usize, "{receipt:?}");
