@@ -99,7 +99,11 @@ mod cgroupfs {
         let _alone = alone();
         all_hold(RED.to_vec(), |&(scenario, failpoint)| {
             let world = World::new_in(Place::Root);
-            let tried = [&["--json", "selftest", scenario], &BESIDE[..]].concat();
+            // Of a hundred that kill at once some come when the run is over, and are refused as any who then comes.
+            let stands_on_the_same =
+                |beside: &&str| scenario == "kill_already_completed_workflow" && *beside == "concurrent_kill_requests";
+            let beside = BESIDE.into_iter().filter(|beside| !stands_on_the_same(beside));
+            let tried: Vec<_> = ["--json", "selftest", scenario].into_iter().chain(beside).collect();
             let done = start(world.command(tried).env("FAILPOINTS", failpoint)).wait();
             let report = serde_json::from_str(&done.stdout).unwrap_or_else(|e| panic!("{e}: {done:?}"));
             let red: Vec<String> =

@@ -84,12 +84,14 @@ pub fn recover<K: Kernel, R: Recorder>(
         driver.publish_as_recorded(view.clone());
         let peak = view.usage.memory_peak_bytes;
         // A record that this version cannot read still says that the container is ours.
-        let (run, same_boot) = match serde_json::from_str::<Saved>(&state) {
+        let (mut run, same_boot) = match serde_json::from_str::<Saved>(&state) {
             Ok(saved) => (saved.run, saved.boot == driver.kernel.boot_id()),
             Err(_) => (Run::unrecorded(view.spec, driver.kernel.now()), true),
         };
         // After a power cut what was emptied may be whole again, and tells nothing.
-        let is_unopened = same_boot && run.may_be_unopened() && is_unopened(driver, &run, memory, patience);
+        let may_be_unopened = same_boot && run.may_be_unopened();
+        let is_unopened = may_be_unopened && is_unopened(driver, &run, memory, patience);
+        run.executing |= may_be_unopened && !is_unopened;
         match run.is_waiting() || is_unopened {
             true => queue(driver, run, memory, patience),
             false => adopt(driver, run, same_boot, patience),
@@ -145,7 +147,12 @@ fn is_unopened<K: Kernel, R: Recorder>(
 
 /// Queues a run again. It may have had its turn just when the earlier instance died: then a process is behind a gate that
 /// nobody opens any more, and is ended first.
-fn queue<K: Kernel, R: Recorder>(driver: &mut Driver<K, R>, run: Run, memory: &mut dyn Memory<K>, patience: Instant) {
+fn queue<K: Kernel, R: Recorder>(
+    driver: &mut Driver<K, R>,
+    mut run: Run,
+    memory: &mut dyn Memory<K>,
+    patience: Instant,
+) {
     let id = run.spec.id;
     let container = match persistently(patience, || driver.kernel.reopen(id, run.container.as_ref())) {
         Ok(container) => Some(container),
@@ -167,6 +174,7 @@ fn queue<K: Kernel, R: Recorder>(driver: &mut Driver<K, R>, run: Run, memory: &m
     }
     if run.may_be_unopened() && !memory.is_kept(&driver.kernel, id) {
         // It was executed after all, before it was ended.
+        run.executing = true;
         return adopt(driver, run, true, patience);
     }
     let found = match memory.launch(&mut driver.kernel, &run) {

@@ -141,6 +141,7 @@ impl Engine {
     fn abort_launch(&mut self, id: RunId, error: Error, now: Now) {
         let Some(run) = self.runs.get_mut(&id) else { return };
         run.notices.push(format!("the launch failed: {error}"));
+        run.kept_closed = true;
         self.answer_launch(id, Err(error));
         self.effects.push(Effect::CloseGate(id));
         self.start_kill(id, KillMode::Force, KillReason::LaunchIncomplete, Actor::Guardian, Vec::new(), now);

@@ -35,7 +35,7 @@ impl Engine {
         self.looks += 1;
         let number = self.looks;
         let Some(run) = self.runs.get_mut(&id) else { return };
-        if !run.executing {
+        if !run.may_have_executed() {
             return;
         }
         run.locks = LocksLook::Awaited(number);
@@ -60,10 +60,16 @@ impl Engine {
 }
 
 impl Run {
+    /// Whether it can have left anything. A client opens the gate itself as soon as it may, and does not tell of it.
+    fn may_have_executed(&self) -> bool {
+        let may_be_open = self.spec.client.is_some() && self.started.is_some() && !self.opening && !self.kept_closed;
+        self.executing || may_be_open
+    }
+
     /// Whether it was ended by a signal that is not ours, and nobody has looked at what that has left.
     pub(super) fn is_cut_short(&self, outcome: &Outcome) -> bool {
         let by_signal = matches!(outcome, Outcome::Signaled { .. } | Outcome::Oom | Outcome::Killed { .. });
-        by_signal && self.executing && self.locks == LocksLook::None
+        by_signal && self.may_have_executed() && self.locks == LocksLook::None
     }
 
     /// Whether its end waits for a look at what is left of it.
@@ -89,7 +95,7 @@ impl Run {
 
     /// What it leaves, for the receipt of its kill. None if nothing was executed.
     pub(super) fn remains(&self, kill: &Kill) -> Option<Remains> {
-        if !self.executing {
+        if !self.may_have_executed() {
             return None;
         }
         let mut remains =

@@ -102,10 +102,13 @@ impl Steps {
 
     /// Launched, and its command is executed.
     fn live(spec: RunSpec) -> Self {
-        let (mut steps, id) = (Self::new(9), spec.id);
+        let (mut steps, id, is_detached) = (Self::new(9), spec.id, spec.client.is_none());
         steps.contained(spec);
         steps.step(Event::Recorded(Ticket::Start(id)));
-        steps.step(Event::GateOpened { run: id, result: Ok(()) });
+        // A client opens the gate itself.
+        if is_detached {
+            steps.step(Event::GateOpened { run: id, result: Ok(()) });
+        }
         steps
     }
 

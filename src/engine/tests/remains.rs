@@ -120,9 +120,23 @@ fn one_that_was_not_killed_is_looked_at_if_a_signal_has_ended_it_and_told_of_in_
 }
 
 #[test]
+fn what_a_client_may_have_executed_is_looked_at_as_if_it_had() {
+    let client = Some(ProcessId { pid: 70, start_ticks: 7 });
+    let (mut b, of) = Steps::empty_after_a_kill(RunSpec { client, ..spec(ONE) }, Evidence::default());
+    b.step(Event::LocksFound { run: ONE, number: of.number, found: locks() });
+    assert_eq!(b.receipt().remains.unwrap().git, locks());
+}
+
+#[test]
 fn of_a_run_that_executed_nothing_nothing_is_left() {
+    for client in [None, Some(ProcessId { pid: 70, start_ticks: 7 })] {
+        executed_nothing(RunSpec { client, ..spec(ONE) });
+    }
+}
+
+fn executed_nothing(spec: RunSpec) {
     let mut b = Steps::new(9);
-    b.contained(spec(ONE));
+    b.contained(spec);
     b.kill(KillMode::Force);
     b.step(Event::Recorded(Ticket::Start(ONE)));
     b.step(Event::Recorded(Ticket::Kill(ONE)));
