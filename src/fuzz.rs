@@ -7,11 +7,12 @@
 use crate::model::fuzz::Target;
 
 /// The targets of all rooms.
-const ROOMS: [&[Target]; 12] = [
+const ROOMS: [&[Target]; 13] = [
     crate::model::fuzz::TARGETS,
     crate::config::fuzz::TARGETS,
     crate::kernel::fuzz::TARGETS,
     crate::kernel::fuzz::LOOK,
+    crate::kernel::fuzz::GIT,
     crate::launch::fuzz::TARGETS,
     crate::executor::fuzz::TARGETS,
     crate::engine::fuzz::TARGETS,

@@ -54,7 +54,8 @@ impl Report {
             turns_max: self.turns_max,
             tokens: Some(self.tokens),
             cost_micro_usd: self.cost_micro_usd,
-            tool: text(&self.tool),
+            // Of a turn before this one it may have been told.
+            tool: Some(text(&self.tool).unwrap_or_default()),
             repeats: Some(self.repeats),
             repeated: text(&self.repeated),
             waiting: text(&self.waiting),
@@ -146,6 +147,7 @@ impl Repeats {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Progress;
 
     #[test]
     fn a_message_has_a_line_for_all_that_is_known() {
@@ -166,6 +168,17 @@ mod tests {
                         X_GUARDIAN_TURNS=7\nX_GUARDIAN_TURNS_MAX=30\nX_GUARDIAN_TOKENS=1234\nX_GUARDIAN_COST_MICRO_USD=500\n\
                         X_GUARDIAN_TOOL=Bash\nX_GUARDIAN_REPEATS=2\nX_GUARDIAN_REPEATED=Bash: ls -l";
         assert_eq!(report.message(), expected);
+    }
+
+    #[test]
+    fn a_tool_of_the_turn_before_is_none_of_this_one() {
+        let mut progress = Progress::default();
+        let report = Report { turns: 1, tool: Some("Bash".into()), ..Report::default() };
+        let next = Report { turns: 2, tool: None, ..report.clone() };
+        for (report, tool) in [(report, Some("Bash")), (next, None)] {
+            progress.update(&Notification::parse(report.message().as_bytes()).progress.unwrap());
+            assert_eq!(progress.tool.as_deref(), tool);
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixDatagram;
 
 use super::notify::{MESSAGE_MAX, NotifySocket};
 use super::tree::parse_children;
-use super::{cgroup, examine, footprint, look, mount, output, polled, process, syscall};
+use super::{cgroup, examine, footprint, git, look, mount, output, polled, process, syscall};
 use crate::model::Notification;
 use crate::model::fuzz::{Target, check_notification, check_told};
 
@@ -22,6 +22,8 @@ pub const TARGETS: &[Target] = &[
 
 /// The targets of what looks at processes.
 pub const LOOK: &[Target] = look::fuzz::TARGETS;
+/// The targets of what looks for locks of git.
+pub const GIT: &[Target] = git::fuzz::TARGETS;
 
 fn stat(data: &[u8]) {
     let Some(read) = process::parse_stat(data) else { return };
@@ -116,6 +118,7 @@ fn mountinfo(data: &[u8]) {
             assert!(directory.starts_with(&mount.mount_point) && directory.ends_with("a/b"));
         }
     }
+    look::fuzz::mounts(data);
 }
 
 fn smaps(data: &[u8]) {

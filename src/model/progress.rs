@@ -67,7 +67,7 @@ pub struct ProgressUpdate {
     pub tokens: Option<u64>,
     /// `X_GUARDIAN_COST_MICRO_USD=`: in all.
     pub cost_micro_usd: Option<u64>,
-    /// `X_GUARDIAN_TOOL=`.
+    /// `X_GUARDIAN_TOOL=`: the empty text is for none in this turn.
     pub tool: Option<String>,
     /// `X_GUARDIAN_REPEATS=`: 0 or 1 when it is no longer so.
     pub repeats: Option<u64>,

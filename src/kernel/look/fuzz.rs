@@ -9,12 +9,17 @@ use std::time::{Duration, Instant};
 use super::memory::{futex_by, usec_of};
 use super::peers::{NAME, PEER, attribute, attributes, path};
 use super::sockets::{Parse, find_in, tcp, udp, unix};
-use super::{calls, ends, files};
+use super::{calls, ends, files, open};
 use crate::kernel::syscall::{self, Current};
 use crate::model::fuzz::{Target, check_told};
 use crate::model::{File, FutexBy};
 
 pub const TARGETS: &[Target] = &[("sockets", sockets), ("sock_diag", answer), ("memory", memory), ("links", links)];
+
+/// `/proc/PID/mountinfo`: the ids of mounts that answer by themselves.
+pub fn mounts(data: &[u8]) {
+    open::local_mounts(&String::from_utf8_lossy(data)).into_iter().for_each(|mount| check_told(mount, data));
+}
 
 /// `/proc/PID/net/{tcp,udp,unix}` and `/proc/locks`: what is found is in the table, and each once.
 fn sockets(data: &[u8]) {

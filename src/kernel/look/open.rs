@@ -123,7 +123,7 @@ fn is_local(pid: u32, fd: i32, mounts: &mut HashMap<String, Option<HashSet<u64>>
 }
 
 /// The ids of the mounts of `ID PARENT MAJ:MIN ROOT MOUNTPOINT OPTIONS [OPTIONAL…] - TYPE SOURCE SUPEROPTIONS`.
-fn local_mounts(mountinfo: &str) -> HashSet<u64> {
+pub(super) fn local_mounts(mountinfo: &str) -> HashSet<u64> {
     let local = |line: &str| {
         let (mount, source) = line.split_once(" - ")?;
         let kind = source.split(' ').next()?;
