@@ -110,6 +110,19 @@ fn a_turn_that_takes_too_long_is_warned_of_at_80_percent_and_ended_with_what_was
 }
 
 #[test]
+fn what_is_on_record_names_the_limit_that_was_warned_of_and_the_rule_that_was_broken() {
+    let mut b = agent(AgentWatch { max_turns: Some(30), max_turns_action: Action::Warn, ..AgentWatch::default() });
+    let mut details = |n, kind| {
+        let effects = b.said(Notification { progress: Some(turn(n)), ..Notification::default() });
+        audit(&effects).into_iter().find(|event| event.kind == kind).map(|event| event.details.clone())
+    };
+    let warning = json!({ "allowed": 30, "counted": 24, "limit": "max_turns" });
+    assert_eq!(details(24, EventKind::LimitWarning), Some(warning));
+    let verdict = json!({ "allowed": 30, "counted": 31, "rule": "max_turns", "action": "warn", "dry_run": false });
+    assert_eq!(details(31, EventKind::Verdict), Some(verdict));
+}
+
+#[test]
 fn the_first_turn_begins_when_an_agent_is_ready_and_who_reports_nothing_has_none() {
     let mut spec = spec(ONE);
     spec.limits.watch.agent = ten_minutes();
