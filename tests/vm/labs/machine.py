@@ -92,12 +92,13 @@ class Machine:
     # --- how there comes to be one
 
     @classmethod
-    def restore(cls, suite, mem=1024, smp=2, disk=None, own_disk=False):
-        """A machine as it was when it had just booted; `disk`, such as "64M", gives it a second one, /dev/vdb.
+    def restore(cls, suite, mem=1024, smp=2, disk=None, own_disk=False, state=None):
+        """A machine as it was when it had just booted, or as it was `prepared`; `disk`, such as "64M", gives it a second
+        one, /dev/vdb.
 
         What it writes is lost with the power, unless it has an own disk: that makes its writes slower.
         """
-        return cls._new(suite, mem, smp, disk, own_disk, saved(suite, mem, smp))
+        return cls._new(suite, mem, smp, disk, own_disk, state or saved(suite, mem, smp))
 
     @classmethod
     def boot(cls, suite, mem=1024, smp=2, disk=None):
@@ -267,8 +268,7 @@ class Machine:
             self.run("until [ -b /dev/vdb ]; do sleep 0.05; done; udevadm settle", timeout=30)
 
     def save(self, into):
-        """Writes the memory of a calm machine to a file, at a moment whose disk is kept too; ends the machine."""
-        self.run(CALM, timeout=180)
+        """Writes the memory of a machine to a file, at a moment whose disk is kept too; ends the machine."""
         with Monitor(self) as monitor:
             monitor.ask("stop")
             monitor.ask("migrate", uri="exec:cat >" + shlex.quote(str(into / "memory")))
@@ -460,17 +460,8 @@ def saved(suite, mem=1024, smp=2):
     """The directory with the memory and the disk of a machine of this size that has just booted; made when first needed."""
     base = image.ensure(suite)
     version = subprocess.run([QEMU, "--version"], capture_output=True, check=True, text=True).stdout
-    digest = hashlib.sha256(repr([version, hardware(mem, smp), KERNEL, CALM]).encode()).hexdigest()
-    state = base / f"booted-{mem}-{smp}"
-    half = base / f"booted-{mem}-{smp}.half"
-    with open(image.HOME / f"{suite}.booted.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with contextlib.suppress(FileNotFoundError):
-            if (state / "of").read_text() == digest:
-                return state
-        for left in (state, half):
-            shutil.rmtree(left, ignore_errors=True)
-        half.mkdir()
+
+    def make(half):
         say(f"booting {suite} once, to save it ({mem} MB, {smp} processors)")
         directory, owner = new_directory()
         machine = Machine(directory, suite, mem, smp, None, True, owner)
@@ -479,9 +470,42 @@ def saved(suite, mem=1024, smp=2):
             subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", base / "root.ext4",
                             directory / "disk.qcow2"], check=True)
             machine.start()
+            machine.run(CALM, timeout=180)
             machine.save(half)
         finally:
             machine.close()
+
+    return kept(base / f"booted-{mem}-{smp}", repr([version, hardware(mem, smp), KERNEL, CALM]), make)
+
+
+def prepared(suite, files, command):
+    """The same of a machine that was given these files, and in which this has been done since."""
+    booted = saved(suite)
+    contents = [(path, hashlib.sha256(Path(file).read_bytes()).hexdigest()) for path, file in files.items()]
+
+    def make(half):
+        with Machine.restore(suite) as machine:
+            machine.put(files)
+            machine.run(command)
+            machine.run("sync")
+            machine.save(half)
+
+    return kept(image.HOME / suite / "prepared", repr([(booted / "of").read_text(), contents, command]), make)
+
+
+def kept(state, of, make):
+    """A directory that holds what was made `of` this; else it is made anew."""
+    digest = hashlib.sha256(of.encode()).hexdigest()
+    half = state.with_name(state.name + ".half")
+    with open(image.HOME / f"{state.parent.name}.{state.name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with contextlib.suppress(FileNotFoundError):
+            if (state / "of").read_text() == digest:
+                return state
+        for left in (state, half):
+            shutil.rmtree(left, ignore_errors=True)
+        half.mkdir()
+        make(half)
         (half / "of").write_text(digest)
         half.rename(state)
     return state
