@@ -576,7 +576,9 @@ impl Bench {
     fn fork(&mut self, i: usize, ignores_term: bool, stuck: bool) {
         let Some(inode) = self.runs[i].inode else { return };
         let mut world = self.world.borrow_mut();
-        if world.living(inode).next().is_some() {
+        // What waits at its gate starts nothing; that of a client is opened by the client, and nobody here is told.
+        let may_be_open = |pid| world.processes.get(&pid).is_some_and(|p| !p.gated) || self.runs[i].client.is_some();
+        if world.living(inode).any(may_be_open) {
             let cgroup = Some(inode);
             world.start(SimProcess { cgroup, ended: None, ignores_term, stuck, gated: false, ours: false });
         }
