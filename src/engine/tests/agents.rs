@@ -123,6 +123,17 @@ fn what_is_on_record_names_the_limit_that_was_warned_of_and_the_rule_that_was_br
 }
 
 #[test]
+fn a_turn_that_is_given_more_time_while_it_is_looked_at_is_not_warned_of() {
+    let mut b = agent(ten_minutes());
+    b.reports(turn(1));
+    b.at(b.now.mono + 8 * MIN);
+    let effects = b.step(Event::Tick);
+    assert!(has(&effects, |e| matches!(e, Effect::Explain(ONE))), "it is looked at before it is warned of");
+    assert!(b.extend(Rule::TurnTimeout, 10 * MIN));
+    assert_eq!(told(&b.step(Event::Inspected { run: ONE, evidence: Evidence::default() })), []);
+}
+
+#[test]
 fn the_first_turn_begins_when_an_agent_is_ready_and_who_reports_nothing_has_none() {
     let mut spec = spec(ONE);
     spec.limits.watch.agent = ten_minutes();
