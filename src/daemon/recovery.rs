@@ -225,9 +225,7 @@ fn adopt<K: Kernel, R: Recorder>(driver: &mut Driver<K, R>, run: Run, same_boot:
     };
     watch(driver, id, &container, main.as_ref(), client.as_ref());
     driver.kernel.listen(id, run.spec.uid);
-    // What is kept of its launch goes with it, if anything is.
-    let is_kept = run.place.is_some() && client.is_none();
-    driver.hold(id, Held { container: Some(container), is_kept, ..Held::new(main, client) });
+    driver.hold(id, Held { container: Some(container), ..Held::new(main, client) });
     driver.handle(Event::Adopt { run: Box::new(run), found });
 }
 

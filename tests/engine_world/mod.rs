@@ -891,6 +891,9 @@ impl Bench {
                 }
             }
             assert!(d.receipts.values().all(|n| *n == 1), "one receipt");
+            let is_over = |id: &RunId| d.runs.get(id).is_some_and(|(view, _)| view.outcome.is_some());
+            let left = d.launches.keys().find(|id| is_over(id));
+            assert!(left.is_none(), "what {left:?} was to execute is kept, and it is over");
         });
     }
 

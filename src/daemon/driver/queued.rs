@@ -21,18 +21,18 @@ impl<K: Kernel, R: Recorder> Driver<K, R> {
         }
     }
 
-    /// What becomes of the file with what a run is to execute, with this record.
+    /// What becomes of the file with what a run is to execute, with this record. It goes with the run, whoever held that and
+    /// whether anything was found of it.
     pub(super) fn launch_kept(&self, ticket: Option<Ticket>) -> Option<Write> {
-        let (Ticket::Queue(run) | Ticket::Finish(run)) = ticket? else { return None };
-        let held = self.held.get(&run).filter(|held| held.is_kept)?;
-        match (ticket?, &held.exec) {
-            (Ticket::Queue(_), Some(Exec { argv, env, cwd, input, .. })) => {
+        match ticket? {
+            Ticket::Queue(run) => {
+                let held = self.held.get(&run).filter(|held| held.is_kept)?;
+                let Exec { argv, env, cwd, input, .. } = held.exec.as_ref()?;
                 let (argv, env, cwd, prompt) = (argv.clone(), env.clone(), cwd.clone(), input.clone());
-                let launch = KeptLaunch { run, argv, env, cwd, prompt };
-                Some(Write::KeepLaunch(Box::new(launch)))
+                Some(Write::KeepLaunch(Box::new(KeptLaunch { run, argv, env, cwd, prompt })))
             }
-            (Ticket::Queue(_), None) => None,
-            _ => Some(Write::ForgetLaunch(run)),
+            Ticket::Finish(run) => Some(Write::ForgetLaunch(run)),
+            _ => None,
         }
     }
 
