@@ -228,7 +228,6 @@ impl Instance {
         let started = driver.kernel.now();
         let set_aside = opened.set_aside.map(|s| (s.path, s.why));
         takeover::take_up(&mut driver, &readers, &config, state_dir, set_aside, started)?;
-        driver.kernel.tidy();
 
         let about = About {
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::json;
 
@@ -82,7 +83,7 @@ fn is_text(bytes: &[u8]) -> bool {
 /// Takes up what the earlier instance left, and says so in the audit.
 pub fn take_up<R: Recorder>(
     driver: &mut Driver<Host, R>,
-    readers: &Readers,
+    readers: &Arc<Readers>,
     config: &Config,
     state_dir: &Path,
     set_aside: Option<(PathBuf, String)>,
@@ -113,5 +114,7 @@ pub fn take_up<R: Recorder>(
     for reason in recovered.left_alone {
         driver.audit(event(EventKind::ForeignCgroup, reason, json!({})));
     }
+    let readers = readers.clone();
+    driver.kernel.tidy(Box::new(move |run| readers.quick().is_over(run).unwrap_or(false)));
     Ok(())
 }

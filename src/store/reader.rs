@@ -133,6 +133,14 @@ impl Reader {
             .map_err(StoreError::sqlite("look for a run"))
     }
 
+    /// Whether a run is known, and nothing is left to do for it.
+    pub fn is_over(&self, id: RunId) -> Result<bool, StoreError> {
+        self.conn
+            .prepare_cached("SELECT EXISTS (SELECT 1 FROM runs WHERE id = ?1 AND state IS NULL)")
+            .and_then(|mut s| s.query_row([id.to_string()], |row| row.get(0)))
+            .map_err(StoreError::sqlite("look for a run that is over"))
+    }
+
     /// The runs that the filter lets through, newest first.
     pub fn runs(&self, filter: &Filter) -> Result<Vec<RunView>, StoreError> {
         let (sql, values) = filter.query();

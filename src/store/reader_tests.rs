@@ -34,6 +34,7 @@ fn a_run_reads_back_as_it_was_last_written() {
     assert_eq!(reader.run(run_id(1)).unwrap(), Some(over));
     assert_eq!(reader.run(run_id(3)).unwrap(), None);
     assert!(reader.exists(run_id(2)).unwrap() && !reader.exists(run_id(3)).unwrap());
+    assert_eq!([1, 2, 3].map(|n| reader.is_over(run_id(n)).unwrap()), [true, false, false]);
 }
 
 #[test]

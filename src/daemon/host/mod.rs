@@ -30,7 +30,7 @@ use crate::launch::gate::Gate;
 use crate::launch::mark::Owner;
 use crate::launch::orphans;
 use crate::launch::subtree::{ShimLimits, Shims};
-use crate::launch::systemd::Manager;
+use crate::launch::systemd::{IsOver, Manager};
 use crate::model::{
     Considered, ContainerId, Containment, Error, ErrorKind, InstanceKind, Limits, ProcessId, Reserved, Resources, RunId,
 };
@@ -378,6 +378,15 @@ impl Host {
     /// The systemd manager, where it contains new runs.
     fn manager(&self) -> Option<&Manager> {
         self.backend.manager().ok()
+    }
+
+    /// Removes the notify sockets of runs that are over, and has systemd give up the services that it keeps of them: after those
+    /// that are live were taken up.
+    pub fn tidy(&mut self, is_over: IsOver) {
+        self.voices.tidy();
+        if let Some(manager) = self.manager() {
+            manager.collect_ended(is_over);
+        }
     }
 
     /// Whether another start of the instance is needed before runs can be contained again.

@@ -234,11 +234,6 @@ impl Host {
     pub fn keep_notify_sockets(&mut self) {
         self.voices.store(Duration::ZERO);
     }
-
-    /// Removes the notify sockets of runs that are over: after those that are live were taken up.
-    pub fn tidy(&mut self) {
-        self.voices.tidy();
-    }
 }
 
 /// What cannot be stored is made anew by the next instance.

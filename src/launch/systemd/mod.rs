@@ -177,11 +177,15 @@ enum Request {
     Service(Box<ServiceWanted>, Done),
     Look(RunId, UnitKind, Looked),
     Collect(RunId, UnitKind),
+    CollectEnded(IsOver),
 }
 
 /// Told, as [`Done`], how the main process of a service ended: none while it runs, for a scope, and when systemd knows no such
 /// unit any more or does not answer.
 pub type Looked = Box<dyn FnOnce(Option<ExitStatus>) + Send>;
+
+/// Whether a run is on our record, and over.
+pub type IsOver = Box<dyn Fn(RunId) -> bool + Send + Sync>;
 
 #[derive(Clone)]
 struct WakeFn(Wake);
@@ -282,7 +286,7 @@ impl Manager {
             Request::Scope(request) => (request.done)(Err(ended(request.run, UnitKind::Scope))),
             Request::Service(wanted, done) => done(Err(ended(wanted.run, UnitKind::Service))),
             Request::Look(_, _, looked) => looked(None),
-            Request::Collect(..) => {}
+            Request::Collect(..) | Request::CollectEnded(_) => {}
         }
         (self.wake.0)();
     }
@@ -290,8 +294,13 @@ impl Manager {
     /// Makes systemd give up the unit of a run, if no process is in it. Returns at once; the directory goes when it is
     /// done. For a service, and for a scope that is empty and has not gone by itself; one that has is left in peace.
     pub fn collect(&self, run: RunId, kind: UnitKind) {
-        // Without the thread the unit stays until the next instance lists it.
+        // Without the thread the unit stays until the next instance does it.
         let _ = self.requests.send(Request::Collect(run, kind));
+    }
+
+    /// The same for each service that systemd keeps though its run is over: whoever was to give it up died just before.
+    pub fn collect_ended(&self, is_over: IsOver) {
+        let _ = self.requests.send(Request::CollectEnded(is_over));
     }
 
     /// Whether systemd was asked to stop the unit of a run, by somebody else while it was live.
@@ -379,6 +388,7 @@ impl Link {
                         wake();
                     }
                     Request::Collect(run, kind) => drop(link.collect(run, kind).await),
+                    Request::CollectEnded(is_over) => link.collect_ended(&is_over).await,
                 }
             });
         }
@@ -457,6 +467,22 @@ impl Link {
     async fn collect(&self, run: RunId, kind: UnitKind) -> Option<String> {
         let Line { bus, .. } = self.line().await.ok()?;
         scope::collect(&bus, &names::unit(run, kind), kind, &self.mount).await
+    }
+
+    /// Gives up the services that systemd keeps of runs that are over: they have no cgroup any more, so no list of those has them.
+    /// What is not on record is left alone: it may be another instance's.
+    async fn collect_ended(&self, is_over: &IsOver) {
+        for _ in 0..TRIES {
+            if let Ok(Line { bus, .. }) = self.line().await
+                && let Ok(Ok(ended)) = tokio::time::timeout(LOOK, service::ended(&bus)).await
+            {
+                for run in ended.into_iter().filter(|run| is_over(*run)) {
+                    self.collect(run, UnitKind::Service).await;
+                }
+                return;
+            }
+            tokio::time::sleep(scope::AWAY).await;
+        }
     }
 
     /// Gives up the unit that an earlier instance had started for a run, before it is started again.

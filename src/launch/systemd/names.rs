@@ -36,6 +36,11 @@ pub fn unit(run: RunId, kind: UnitKind) -> String {
     format!("{PREFIX}-{run}{}", kind.suffix())
 }
 
+/// A pattern that every unit of this kind matches.
+pub fn every(kind: UnitKind) -> String {
+    format!("{PREFIX}-run_*{}", kind.suffix())
+}
+
 /// The run whose unit has this name, and what it is.
 pub fn run_of(unit: &str) -> Option<(RunId, UnitKind)> {
     let name = unit.strip_prefix(PREFIX)?.strip_prefix('-')?;

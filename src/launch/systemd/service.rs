@@ -196,6 +196,18 @@ pub(super) async fn status(bus: &Connection, unit: &str) -> zbus::Result<Option<
     })
 }
 
+/// A unit as systemd lists it: its name, description, states of load, of activity and of its own kind, the unit it follows, its
+/// object, and its job's number, type and object.
+type Listed = (String, String, String, String, String, String, OwnedObjectPath, u32, String, OwnedObjectPath);
+
+/// The runs whose services have ended, and that systemd keeps.
+pub(super) async fn ended(bus: &Connection) -> zbus::Result<Vec<RunId>> {
+    let asked = (vec!["active"], vec![names::every(UnitKind::Service)]);
+    let units: Vec<Listed> = call(bus, THE_MANAGER, "ListUnitsByPatterns", &asked).await?;
+    let ended = units.into_iter().filter(|(.., state, _, _, _, _, _)| state == "exited");
+    Ok(ended.filter_map(|(name, ..)| names::run_of(&name)).map(|(run, _)| run).collect())
+}
+
 /// The main process, held. That it is in the unit's cgroup is checked afterwards, when its number is its own.
 fn open(pid: u32) -> Result<Main, KernelError> {
     let gone = || KernelError::Gone { what: "the service's main process".to_owned() };

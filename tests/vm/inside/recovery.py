@@ -68,6 +68,24 @@ class Recovery(unittest.TestCase):
             self.assertEqual(guardian("wait", run_id, user="alice").status, status)
             nothing_left(run_id)
 
+    def test_a_service_that_is_kept_though_its_run_is_over_is_given_up_and_no_other(self):
+        over, another = (detach("--", "true", user="alice") for _ in range(2))
+        unknown = "run_0123456789ab"
+        for run_id in [over, another]:
+            self.assertEqual(guardian("wait", run_id).status, 0)
+            until("its unit is gone", lambda: not units(run_id))
+        # As an instance leaves it that dies when the end is on record, and systemd has not been asked yet.
+        left = ["systemd-run", "-q", "--slice", "guardian.slice", "-p", "RemainAfterExit=yes"]
+        for run_id, command in [(over, ["true"]), (unknown, ["true"]), (another, ["sleep", "1000"])]:
+            unit = f"guardian-{run_id}.service"
+            self.addCleanup(run, "systemctl", "stop", unit)
+            must(*left, "--unit", unit, "--", *command)
+        until("it has ended", lambda: "exited" in must("systemctl", "show", "-P", "SubState", f"guardian-{over}.service"))
+        must("systemctl", "restart", "guardiand")
+        until("what is over is given up", lambda: not units(over))
+        self.assertTrue(units(unknown), "it is on no record")
+        self.assertEqual(must("systemctl", "show", "-P", "SubState", f"guardian-{another}.service").strip(), "running")
+
     def test_deadlines_and_graces_go_on_where_they_were(self):
         limited = detach("--max-runtime", "8s", "--", "sleep", "1000", user="alice")
         killed = detach("--grace", "6s", "--", "sh", "-c", "trap '' TERM; echo up; sleep 1000", user="alice")
