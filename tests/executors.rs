@@ -213,8 +213,8 @@ fn a_kill_ends_an_agent_with_all_that_it_has_started_whether_it_listens_or_not()
         agents.world.guardian(["kill", &run, "--reason", "a test"]).exits(0);
         let ended = agents.world.show(&run);
         agents.world.assert_killed(&ended, "requested");
-        // The relay, the agent and its server; both of the last end by SIGTERM and their pipe.
-        assert!(ended.receipt().terminated >= 3 && !is_alive(main), "{ended:?}");
+        // The relay and the agent; its server ends with it, and may have done so before its own signal comes.
+        assert!(ended.receipt().terminated >= 2 && !is_alive(main), "{ended:?}");
         let deaf = agents.detach("ignoring");
         agents.has_status(&deaf, "turn 1");
         agents.world.guardian(["kill", &deaf]).exits(0);

@@ -94,8 +94,9 @@ fn a_turn_that_takes_too_long_is_warned_of_at_80_percent_and_ended_with_what_was
     b.lives(9 * MIN);
     b.reports(turn(7));
     assert_eq!((b.health(), b.run().reasons.len()), (Health::Healthy, 0), "each turn has all of its time");
+    b.lives(MIN);
     b.reports(tool("Bash"));
-    assert_eq!(b.lives(8 * MIN - MS), []);
+    assert_eq!(b.lives(7 * MIN - MS), []);
     let warning = b.lives(MS);
     let (kind, text) = &warning[0];
     assert_eq!((warning.len(), *kind, b.health()), (1, "limit_warning", Health::Warning));
@@ -171,6 +172,7 @@ fn a_turn_is_only_warned_of_or_nothing_is_said_where_the_action_says_so() {
     assert!(told[0].1.contains("that is too long in 2 min"), "{told:?}");
     assert_eq!(told[1].1, "turn 7 has taken 10 min, its turn_timeout: no tool was called");
     assert_eq!((b.health(), b.is_live()), (Health::Critical, true));
+    assert!(!b.extend(Rule::TurnTimeout, 60 * MIN), "its time is over");
     b.reports(turn(8));
     assert_eq!(b.health(), Health::Healthy, "another turn takes it back");
     let mut off = agent(AgentWatch { turn_action: Action::Off, ..ten_minutes() });
@@ -364,7 +366,9 @@ fn who_waits_for_a_permission_is_warned_of_and_it_is_taken_back_with_the_answer(
     kill.reports(waits("an answer"));
     kill.lives(MIN);
     kill.reports(waits("another answer"));
-    kill.lives(2 * MIN - MS);
+    kill.lives(MIN);
+    kill.reports(waits("another answer"));
+    kill.lives(MIN - MS);
     assert!(kill.is_live(), "it waits for something else");
     let text = "it has waited 2 min for another answer, its permission_timeout".to_owned();
     assert_eq!(kill.lives(MS), [("kill_intent", text)]);

@@ -1,6 +1,7 @@
 //! Who waits, for what, and who has a turn next.
 
 use super::*;
+use crate::model::Queued;
 
 fn id(n: u8) -> RunId {
     RunId::from_bytes([0, 0, 0, 0, 1, n])
@@ -73,6 +74,8 @@ fn a_run_beyond_the_limit_waits_and_is_accepted_once_that_is_on_record() {
     assert_eq!(kinds, [EventKind::RunAccepted, EventKind::RunQueued]);
     assert_eq!(audit(&asked)[1].reason, "1 builder run is running of 1 allowed");
     assert!(begun(&exits(&mut b, id(1))).is_empty(), "it has no turn before it is on record");
+    let shown = b.engine.view(id(2), b.now).unwrap().queued;
+    assert_eq!(shown, Some(Queued { place: 1, why: audit(&asked)[1].reason.clone(), ..Queued::default() }));
     let recorded = b.step(Event::Recorded(Ticket::Queue(id(2))));
     assert!(matches!(answers(&recorded)[..], [Ok(Answer::Run(run))] if *run == id(2)));
     assert_eq!(begun(&recorded), [id(2)]);
@@ -137,9 +140,9 @@ fn a_workflow_at_its_limit_holds_up_nobody_else() {
 #[test]
 fn a_reload_that_raises_a_limit_starts_those_who_wait_at_once() {
     let mut b = limited(Some(1), &[]);
-    (0..4).for_each(|n| drop(submit(&mut b, of(n, 7, "a"))));
-    assert_eq!(begun(&b.step(Event::Configured(settings(Some(3), &[])))), [id(1), id(2)]);
-    assert_eq!(begun(&b.step(Event::Configured(settings(None, &[])))), [id(3)]);
+    [0, 3, 1, 2].into_iter().for_each(|n| drop(submit(&mut b, of(n, 7, "a"))));
+    assert_eq!(begun(&b.step(Event::Configured(settings(Some(3), &[])))), [id(3), id(1)]);
+    assert_eq!(begun(&b.step(Event::Configured(settings(None, &[])))), [id(2)]);
 }
 
 #[test]
@@ -190,7 +193,10 @@ fn who_has_a_turn_is_not_held_to_the_time_of_waiting_any_more() {
     let plain = spec(ONE);
     let limits = Limits { queue_timeout: Some(10 * SECOND), ..plain.limits.clone() };
     submit(&mut b, RunSpec { limits, ..plain });
+    b.pass(9 * SECOND);
+    assert_eq!(b.run().health(), Health::Warning);
     assert_eq!(begun(&exits(&mut b, id(1))), [ONE]);
+    assert_eq!(b.run().health(), Health::Healthy, "what it was warned of is over");
     b.pass(15 * SECOND);
     assert_eq!(b.phase(), Some(Phase::Starting));
 }
@@ -266,6 +272,14 @@ fn the_next_instance_queues_again_who_waited_in_the_same_order_and_with_the_same
     }
     assert_eq!(begun(&next.step(Event::Recovered)), [ONE]);
     assert_eq!(next.engine.run(TWO).map(Run::phase), Some(Phase::Queued));
+    // In whatever boot, how long ago it came is known: without that nothing that it leaves would be known to be its own.
+    let mut later = limited(Some(1), &[]);
+    later.now = Now { mono: Mono(5_000_000_000_000), ..next.now };
+    later.step(Event::Adopt { run: Box::new(kept(ONE)), found: Found::Waiting });
+    later.step(Event::Recovered);
+    let main = ProcessId { pid: 9, start_ticks: 9 };
+    later.step(Event::Contained { run: ONE, main, container: container(), notices: Vec::new() });
+    assert_eq!(later.run().worktree(1, later.now).since, Some(later.now.wall));
     // Of the hundred seconds ten are left.
     let mut alone = Steps::new(1000);
     alone.now = next.now;
@@ -299,6 +313,7 @@ fn a_run_that_had_its_turn_when_the_instance_died_is_queued_again_and_a_forgotte
     assert!(!b.kept().is_waiting() && b.kept().may_be_unopened());
     let mut again = limited(Some(1), &[]);
     again.step(Event::Adopt { run: Box::new(b.kept()), found: Found::Waiting });
+    assert_eq!(again.engine.view(ONE, again.now).unwrap().spec.main, None, "what hung there is no process of it");
     assert_eq!((begun(&again.step(Event::Recovered)), again.run().started), (vec![ONE], None));
     b.step(Event::Recorded(Ticket::Start(ONE)));
     b.step(Event::GateOpened { run: ONE, result: Ok(()) });

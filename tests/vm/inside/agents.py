@@ -75,7 +75,8 @@ class Agents(unittest.TestCase):
         self.assertEqual(guardian("kill", run_id, user="alice").status, 0)
         receipt = show(run_id)["receipt"]
         self.assertEqual(receipt["survivors"], 0)
-        self.assertGreaterEqual(receipt["terminated"], 3, "the relay, the agent, its server")
+        # Its server ends with it, and may have done so before its own signal comes.
+        self.assertGreaterEqual(receipt["terminated"], 2, "the relay, the agent")
         self.assertNotIn("mcp-server-files", must("ps", "-e", "-o", "args"))
 
     def test_an_agent_that_loops_in_a_service_is_ended_by_the_rule_and_told_why(self):
