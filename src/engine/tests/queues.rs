@@ -210,10 +210,16 @@ fn nobody_has_a_turn_while_the_audit_cannot_be_written() {
     assert!(begun(&exits(&mut b, id(1))).is_empty());
     assert_eq!(begun(&b.step(Event::StoreRecovered)), [id(2)]);
     // One that cannot be put on record is refused.
-    let asked = b.launch(of(3, 7, "a"));
-    assert!(answers(&asked).is_empty());
-    let refused = b.step(Event::NotRecorded(Ticket::Queue(id(3))));
-    assert!(matches!(answers(&refused)[..], [Err(Error { kind: ErrorKind::StoreUnavailable, .. })]), "{refused:?}");
+    for is_silent in [false, true] {
+        let asked = b.launch(of(3, 7, "a"));
+        assert!(answers(&asked).is_empty());
+        let refused = match is_silent {
+            false => b.step(Event::NotRecorded(Ticket::Queue(id(3)))),
+            true => b.pass(LAUNCH_RECORD_WAIT).into_iter().map(|(_, effect)| effect).collect(),
+        };
+        assert!(matches!(answers(&refused)[..], [Err(Error { kind: ErrorKind::StoreUnavailable, .. })]), "{refused:?}");
+        b.step(Event::Recorded(Ticket::Finish(id(3))));
+    }
     assert!(begun(&exits(&mut b, id(2))).is_empty());
 }
 
