@@ -205,12 +205,30 @@ mod tests {
         std::fs::create_dir(tmp.path().join("sub")).unwrap();
         let frozen = [tmp.path().join("cgroup.freeze"), tmp.path().join("sub/cgroup.freeze")];
         frozen.iter().for_each(|file| std::fs::write(file, "1\n").unwrap());
+        std::fs::create_dir(tmp.path().join("other")).unwrap();
+        let other = tmp.path().join("other/cgroup.freeze");
+        std::fs::write(&other, "0\n").unwrap();
         let name = ours();
         assert_eq!(Target { dir: &dir, name: &name }.terminate().unwrap(), 2);
         assert_eq!((signal_of(&mut one), signal_of(&mut stopped)), (Some(15), Some(15)));
         for file in frozen {
             assert!(std::fs::read_to_string(&file).unwrap().starts_with('0'), "{}", file.display());
         }
+        assert_eq!(std::fs::read_to_string(other).unwrap(), "0\n", "what runs is not written to");
+    }
+
+    #[test]
+    fn what_cannot_be_thawed_or_asked_about_is_told_and_who_is_gone_is_not() {
+        let mut child = sleep();
+        let (tmp, dir) = listing(&[child.id()]);
+        std::fs::create_dir(tmp.path().join("cgroup.freeze")).unwrap();
+        let name = ours();
+        assert!(Target { dir: &dir, name: &name }.terminate().is_err(), "it may sit out its grace frozen");
+        assert_eq!(signal_of(&mut child), Some(15), "the signal is sent all the same");
+        let own = std::process::id();
+        let io = || KernelError::Io { op: "read", what: "cgroup".into(), source: std::io::Error::other("broken") };
+        assert!(signal_if(own, &[], || Err(io())).is_err());
+        assert!(!signal_if(own, &[], || Err(KernelError::Gone { what: "it".into() })).unwrap());
     }
 
     #[test]
