@@ -207,14 +207,15 @@ mod tests {
         frozen.iter().for_each(|file| std::fs::write(file, "1\n").unwrap());
         std::fs::create_dir(tmp.path().join("other")).unwrap();
         let other = tmp.path().join("other/cgroup.freeze");
-        std::fs::write(&other, "0\n").unwrap();
+        // Of a value that shows a write.
+        std::fs::write(&other, "2\n").unwrap();
         let name = ours();
         assert_eq!(Target { dir: &dir, name: &name }.terminate().unwrap(), 2);
         assert_eq!((signal_of(&mut one), signal_of(&mut stopped)), (Some(15), Some(15)));
         for file in frozen {
             assert!(std::fs::read_to_string(&file).unwrap().starts_with('0'), "{}", file.display());
         }
-        assert_eq!(std::fs::read_to_string(other).unwrap(), "0\n", "what runs is not written to");
+        assert_eq!(std::fs::read_to_string(other).unwrap(), "2\n", "what is not frozen is not written to");
     }
 
     #[test]
@@ -226,8 +227,13 @@ mod tests {
         assert!(Target { dir: &dir, name: &name }.terminate().is_err(), "it may sit out its grace frozen");
         assert_eq!(signal_of(&mut child), Some(15), "the signal is sent all the same");
         let own = std::process::id();
-        let io = || KernelError::Io { op: "read", what: "cgroup".into(), source: std::io::Error::other("broken") };
-        assert!(signal_if(own, &[], || Err(io())).is_err());
+        let io = |errno| std::io::Error::from_raw_os_error(errno);
+        let failed = |errno| Err(KernelError::Io { op: "read", what: "cgroup".into(), source: io(errno) });
+        assert!(signal_if(own, &[], || failed(nix::libc::EIO)).is_err());
+        assert!(
+            !signal_if(own, &[], || failed(nix::libc::EPERM)).unwrap(),
+            "of another user: the others are signalled"
+        );
         assert!(!signal_if(own, &[], || Err(KernelError::Gone { what: "it".into() })).unwrap());
     }
 
